@@ -1,0 +1,61 @@
+# Two commands matter: `make demo` and `make test`. Both set up what they need.
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+INSTALL_PEERS = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet --python $(BIN)/python --group peers
+PEERS := tests/pipeline/exchange/test_peers.py tests/pipeline/exchange/test_label_studio_server.py
+export CVP_HOME ?= $(CURDIR)/.cvp
+
+.DEFAULT_GOAL := help
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## (.*)/  make \1\t\2/' | expand -t 16
+
+demo: $(READY)  ## set up, then run the whole pipeline on real photos, to a verdict
+	$(BIN)/cvp demo trees
+
+ui: $(READY)  ## the Dagster web UI on http://127.0.0.1:3000, with sensors and schedules
+	DAGSTER_HOME=$$($(BIN)/python -m assets.instance) $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $${PORT:-3000}
+
+test: $(READY) weights  ## set up, then run the default tests
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray and not network and not browser and not peers" tests
+
+test-slow: $(READY) weights  ## the marked tests that need time, Ray or a loopback server
+	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout-method thread -m "(slow or network) and not ray and not browser and not peers" $(PEERS:%=--ignore=%) tests
+	$(BIN)/python -m pytest --timeout-method thread -m "ray and not browser and not peers" tests
+
+test-peers: $(READY)  ## other tools read what we write: each is installed in an environment of its own
+	$(BIN)/python -m pytest -m network $(PEERS)
+
+test-references: $(READY)  ## compare with the reference implementations of the dependency group `peers`
+	$(INSTALL_PEERS)
+	$(BIN)/python -m pytest -m peers tests
+
+test-browser: $(READY) weights  ## the tests that need Chromium
+	$(BIN)/python -m pytest -m browser tests
+
+weights: $(READY)  ## fetch the compact weights and the small samples, checking their hashes
+	@$(BIN)/cvp models pull compact --quiet
+	@$(BIN)/cvp samples pull trees textile --quiet
+
+lint: $(READY)  ## ruff and mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy pipeline assets
+
+bench: $(READY)  ## every benchmark, us and a peer in turn, into docs/benchmarks.md (ONLY="NAME ..." for some)
+	$(INSTALL_PEERS)
+	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/table.py $(ONLY)
+
+clean:  ## remove what was made (weights and samples too), but not the environment
+	rm -rf $(CVP_HOME)
+
+# uv is far quicker than pip; it is told to look where pip is configured to find wheels.
+$(READY): pyproject.toml
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check uv
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet --python $(BIN)/python -e . --group dev
+	@touch $@
+
+.PHONY: help demo ui test test-slow test-peers test-references test-browser weights lint bench clean

@@ -1,0 +1,1 @@
+"""Dagster definitions: one group of assets per stage and project. The work itself is in pipeline/."""

@@ -1,0 +1,154 @@
+"""Curation: what the data is like, what repeats, what may be trained on, and what to label next."""
+
+from collections.abc import Mapping
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from assets.conditions import follows
+from assets.pictures import image_sheet
+from assets.tables import Check, Finding, Stage, Work
+from pipeline import duplicates as dup
+from pipeline import encode, quality, schema, selection, slices, splits
+from pipeline.config import Project
+from pipeline.models import profiles
+
+
+def build(project: Project) -> Stage:
+    """The curation stage of a project."""
+    stage = Stage(project, "curation")
+
+    @stage.table(
+        "quality",
+        inputs=("images",),
+        config=lambda p: p.config.curation.quality.model_dump(mode="json"),
+        code="2",
+        condition=follows(),
+    )
+    def quality_(work: Work) -> pa.Table:
+        """Blur, exposure, entropy and size, with flags for outliers."""
+        edge = work.config.curation.quality.measured_edge
+        options = {"max_pixels": work.config.source.max_pixels, "measured_edge": edge}
+        measured = work.map("quality", quality.QualityWorker, options, work.read("images"))
+        return quality.flag(measured, work.config.curation)
+
+    @stage.table(
+        "quality_limits",
+        "quality_issues",
+        inputs=("images", "quality"),
+        config=lambda p: p.config.curation.quality.model_dump(mode="json"),
+        condition=follows(),
+    )
+    def quality_limits(work: Work) -> dict[str, pa.Table]:
+        """Limits learned from the whole project's images, and the images that are beyond them."""
+        return quality.project_limits(work.read("quality"), work.read("images"), work.config.curation)
+
+    @stage.table(
+        "embeddings",
+        inputs=("images",),
+        config=lambda p: [encoder_of(p), p.config.curation.patches, p.config.batch_size],
+        code="2",
+        checks=(Check("unit_norm", unit_norm, blocking=True),),
+        condition=follows(),
+        pool="gpu",
+        kinds=("lancedb",),
+    )
+    def embeddings(work: Work) -> pa.Table:
+        """One unit vector an image (and one a window, if asked) into LanceDB, in one commit."""
+        rows = work.read("images", encode.NEEDED)
+        work.images = rows.num_rows
+        staging = work.staging("embeddings")
+        return encode.embed_batch(rows, work.batch or "", work.vectors, work.config, work.compute, staging)
+
+    @stage.table(
+        "duplicates",
+        "duplicate_clusters",
+        inputs=("images", "quality", "embeddings"),
+        config=lambda p: p.config.curation.model_dump(
+            include={"embedding_duplicate", "hash_duplicate", "exact_up_to", "recall"}
+        ),
+        code="2",
+        condition=follows(),
+    )
+    def duplicates(work: Work) -> dict[str, pa.Table]:
+        """Exact, perceptual and embedding near-duplicates, each with the image that is kept.
+
+        Only what is new or changed is compared, with all images."""
+        images = work.read("images")
+        ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
+        before = work.store.read_or_empty("duplicate_clusters")
+        found = dup.find_duplicates(images, work.read("quality"), ids, vectors, work.config.curation, before)
+        work.show(compared=found.compared, recall=found.recall.low if found.recall else 1.0)
+        return {"duplicates": found.duplicates, "duplicate_clusters": found.duplicate_clusters}
+
+    @stage.table(
+        "splits",
+        inputs=("images", "annotated_images", "ground_truth", "duplicates"),
+        config=lambda p: p.config.curation.splits.model_dump(mode="json"),
+        checks=(Check("no_leakage_between_splits", no_leakage_between_splits, blocking=True),),
+        condition=follows(),
+    )
+    def splits_(work: Work) -> pa.Table:
+        """Train, val and test, drawn by location so that nothing leaks between them."""
+        return splits.assign_splits(
+            work.read("images"),
+            work.read("annotated_images"),
+            work.read("ground_truth"),
+            work.read("duplicates"),
+            work.config.curation.splits,
+        )
+
+    wanted = project.config.curation.select
+    tagged = project.config.task == "classification"
+    said = ("tags" if tagged else "detections",) if wanted.asks_labellers else ()
+
+    @stage.table(
+        "selection",
+        inputs=("images", "splits", "embeddings", *said, *(("quality",) if wanted.slice_deficit else ())),
+        config=lambda p: [wanted.model_dump(mode="json"), deficit_slices(p) if wanted.slice_deficit else None],
+        condition=follows(),
+    )
+    def selection_(work: Work) -> pa.Table:
+        """Which unlabelled images to annotate next: unlike what is labelled, undecided, rare, from thin slices."""
+        images = work.read("images")
+        ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
+        answers = work.read(said[0]) if said else None
+        members = slice_members(work) if wanted.slice_deficit else None
+        chosen = selection.propose(images, work.read("splits"), ids, vectors, wanted, answers, members)
+        work.show(proposed=image_sheet(work, images, chosen.column("image_id").to_pylist()))
+        return chosen
+
+    return stage
+
+
+def encoder_of(project: Project) -> str:
+    """Producer of the project's vectors."""
+    return profiles.encoder_producer(project.config)
+
+
+def deficit_slices(project: Project) -> list[dict[str, Any]]:
+    """The declared slices that an image belongs to before anybody has labelled it."""
+    return [s.model_dump(mode="json") for s in slices.without_labels(project.config.evaluation.slices)]
+
+
+def slice_members(work: Work) -> pa.Table:
+    """(slice, image_id) of those slices."""
+    nothing = schema.table("splits").empty(), slices.image_counts(schema.table("ground_truth").empty(), [])
+    facts = slices.per_image(work.read("images"), work.read("quality"), *nothing)
+    members = slices.declared(facts, slices.without_labels(work.config.evaluation.slices))
+    return members.filter(pc.not_equal(members.column("slice"), "all"))
+
+
+def unit_norm(work: Work, outputs: Mapping[str, pa.Table]) -> Finding:
+    """Every vector has length 1."""
+    if not outputs["embeddings"].num_rows:
+        return Finding(True, "no images")
+    worst = work.vectors.furthest_from_unit(work.batch or "", encoder_of(work.project))
+    return Finding(worst < 1e-3, f"largest deviation {worst:.1e}")
+
+
+def no_leakage_between_splits(work: Work, outputs: Mapping[str, pa.Table]) -> Finding:
+    """No location and no cluster of duplicates has images in two of train, val and test."""
+    found = splits.leaks(outputs["splits"], work.read("duplicates"))
+    return Finding(not found, "; ".join(found[:5]))

@@ -1,0 +1,258 @@
+"""Evaluation: every model, zero-shot ones included, by class and slice, and why they fail."""
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+from datetime import UTC, datetime
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from assets import verification
+from assets.conditions import follows
+from assets.curation import encoder_of
+from assets.grading import graded_on
+from assets.labelling import classes_known, labellers_of, scores_in_range
+from assets.metadata import picture, preview
+from assets.pictures import image_sheet, label_sheet
+from assets.tables import Check, Finding, Stage, Work
+from assets.training import embeddings_of
+from pipeline import failures, label_errors, plots, predict, schema, slices, trust
+from pipeline.config import Project
+from pipeline.evaluate import compare, evaluate, gather, image_errors, mask_agreement, mask_precision
+from pipeline.models import profiles
+
+SAID = ("detections", "tags", "predictions")
+FACTS = ("images", "quality", "splits", "ground_truth", "annotated_images")
+
+
+def build(project: Project) -> Stage:
+    """The evaluation stage of a project."""
+    stage = Stage(project, "evaluation")
+
+    @stage.table(
+        "predictions",
+        inputs=("images", "models", "embeddings"),
+        code="2",
+        checks=(
+            Check("scores_in_range", scores_in_range, blocking=True),
+            Check("classes_known", classes_known, blocking=True),
+        ),
+        condition=follows(),
+        pool="gpu",
+    )
+    def predictions(work: Work) -> pa.Table:
+        """What the trained models say of every image of the batch."""
+        images = work.read("images")
+        work.images = images.num_rows
+        parts = [schema.table("predictions").empty()]
+        for model in predict.labelling(work.read("models")).to_pylist():
+            start = time.perf_counter()
+            if model["kind"] == "linear_probe":
+                path = work.store.file(predict.FOLDER, Path(model["path"]).name)
+                vectors = embeddings_of(work, images)
+                parts.append(predict.predict_classes(model["model"], path, model["sha256"], images, vectors))
+            else:
+                worker, options = predict.worker(model, work.config.source.max_pixels, work.store.uri)
+                parts.append(work.map("predictions", worker, options, images))
+            work.took[model["model"]] = time.perf_counter() - start
+        found = pa.concat_tables(parts)
+        if project.config.task == "detection":
+            work.show(predictions=label_sheet(work, images, found))
+        return found
+
+    @stage.table(
+        "model_trust",
+        inputs=("predictions", "models", "ground_truth", "splits"),
+        code="2",
+        config=lambda p: p.config.trust.model_dump(mode="json"),
+        condition=follows(),
+    )
+    def model_trust(work: Work) -> pa.Table:
+        """The trained models graded on val, which they never saw."""
+        return trust.grade(
+            work.read("predictions"),
+            work.read("ground_truth"),
+            graded_on(work, ("val",)),
+            work.config.trust,
+            work.project.ontology.names,
+            work.config.task,
+            predict.labelling(work.read("models")).column("model").to_pylist(),
+        )
+
+    @stage.table(
+        "map", "map_axes", inputs=("images", "embeddings"), config=lambda p: encoder_of(p), condition=follows()
+    )
+    def map_(work: Work) -> Mapping[str, pa.Table]:
+        """Two coordinates an image, on axes that stay where they are when images are added."""
+        ids, vectors = work.vectors.fetch(
+            work.read("images").column("image_id").unique().to_pylist(), encoder_of(project)
+        )
+        return slices.map_of(encoder_of(project), ids, vectors, work.store.read_or_empty("map_axes"))
+
+    @stage.table(
+        "declared_slices",
+        inputs=(*FACTS, "embeddings", "map"),
+        config=lambda p: [s.model_dump(mode="json") for s in p.config.evaluation.slices],
+        condition=follows(),
+    )
+    def declared_slices_(work: Work) -> pa.Table:
+        """The images of each slice that the project declares: by a predicate, a text, or a polygon on the map."""
+        wanted, facts = work.config.evaluation.slices, facts_of(work)
+        ids, vectors = work.vectors.fetch(facts.column("image_id").unique().to_pylist(), encoder_of(project))
+        texts = partial(texts_of, work, "a slice declared by a text")
+        return slices.declared_table(facts, wanted, ids, vectors, work.read("map"), texts)
+
+    @stage.table(
+        "evaluation",
+        "confusion",
+        "curves",
+        inputs=(*SAID, *FACTS, "masks", "models", "trust", "model_trust", "declared_slices"),
+        code="4",
+        config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.trust.iou],
+        condition=follows(),
+    )
+    def evaluation(work: Work) -> Mapping[str, pa.Table]:
+        """COCO AP and AR and what each kind of error costs, or accuracy and calibration; counting; with intervals."""
+        models, _ = everything_said(work)
+        graded = pa.concat_tables([work.read("trust"), work.read("model_trust")])
+        truth, splits, slices_ = work.read("ground_truth"), work.read("splits"), work.read("declared_slices")
+        tables = evaluate(models, truth, splits, slices_, work.config, graded, producers_of(work))
+        masks = mask_agreement(work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
+        drawn = mask_precision(models, work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
+        tables["evaluation"] = pa.concat_tables([tables["evaluation"], masks, drawn])
+        if tables["curves"].num_rows:
+            work.show(precision_recall=picture(plots.precision_recall(tables["curves"]), "precision and recall"))
+        return tables
+
+    @stage.table(
+        "comparisons",
+        inputs=(*SAID, *FACTS, "models", "declared_slices"),
+        config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.trust.iou],
+        condition=follows(),
+    )
+    def comparisons(work: Work) -> pa.Table:
+        """Every two models on the same test images: the difference, its interval, and whether it is beyond chance."""
+        models, splits = everything_said(work)
+        truth, slices_ = work.read("ground_truth"), work.read("declared_slices")
+        found = compare(models, truth, splits, slices_, work.config, producers_of(work))
+        work.show(comparisons=preview(found, limit=60))
+        return found
+
+    @stage.table(
+        "slices",
+        "slice_traits",
+        "slice_history",
+        inputs=(*SAID, *FACTS, "models", "evaluation", "embeddings", "declared_slices"),
+        code="4",
+        config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.ontology.prompts()],
+        checks=(Check("no_slice_confirmed_worse", no_slice_confirmed_worse),),
+        condition=follows(),
+    )
+    def slices_(work: Work) -> Mapping[str, pa.Table]:
+        """Declared, searched and discovered slices with each model's error; what was found is asked of other images."""
+        models, splits = everything_said(work)
+        truth = work.read("ground_truth")
+        errors = image_errors(models, truth, splits, work.read("evaluation"), work.config, producers_of(work))
+        ids = errors.column("image_id").unique().to_pylist()
+        found, vectors = work.vectors.fetch(ids, encoder_of(work.project))
+        named = work.config.evaluation.search or work.config.evaluation.discover
+        tables = slices.slice_table(
+            work.read("declared_slices"),
+            errors,
+            facts_of(work),
+            found,
+            vectors,
+            work.config.evaluation,
+            words=words_of(work) if named and ids else {},
+            before=work.store.read_or_empty("slices"),
+        )
+        table = tables["slices"]
+        worst = table.filter(table.column("confirmed")).sort_by([("value", "descending")])
+        if worst.num_rows:
+            shown = worst.column("members")[0].as_py()
+            work.show(worst_confirmed_slice=image_sheet(work, work.read("images"), shown))
+        before = work.store.read_or_empty("slice_history")
+        return tables | {"slice_history": slices.history(table, before, datetime.now(UTC))}
+
+    @stage.table(
+        "failures",
+        inputs=(*SAID, *FACTS, "models", "evaluation", "embeddings"),
+        code="2",
+        config=lambda p: p.config.trust.iou,
+        condition=follows(),
+    )
+    def failures_(work: Work) -> pa.Table:
+        """Every miss and false alarm on held-out images: what it costs, and what may have caused it."""
+        models, splits = everything_said(work)
+        images = work.read("images")
+        ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
+        return failures.find(
+            models,
+            work.read("ground_truth"),
+            images,
+            work.read("quality"),
+            splits,
+            work.read("evaluation"),
+            ids,
+            vectors,
+            work.config,
+            producers_of(work),
+        )
+
+    @stage.table(
+        "label_errors",
+        inputs=("detections", "tags", "predictions", "ground_truth", "splits", "models"),
+        config=lambda p: p.config.trust.iou,
+        condition=follows(),
+    )
+    def label_errors_(work: Work) -> pa.Table:
+        """What people probably labelled wrongly, by foundation models, and by trained ones outside their training."""
+        models, splits = everything_said(work)
+        tags = work.read("tags") if work.config.task == "classification" else schema.table("tags").empty()
+        trained = work.read("models").column("model").to_pylist()
+        truth, config = work.read("ground_truth"), work.config
+        classes = work.project.ontology.names
+        return label_errors.find(models, tags, truth, splits, trained, classes, config.task, config.trust.iou)
+
+    verification.describe_slices(stage)
+    return stage
+
+
+def everything_said(work: Work) -> tuple[pa.Table, pa.Table]:
+    """Annotations of every labeller and model, and the splits."""
+    tags = work.read("tags") if work.config.task == "classification" else schema.table("tags").empty()
+    return gather(work.read("detections"), work.read("predictions"), tags), work.read("splits")
+
+
+def producers_of(work: Work) -> list[str]:
+    """Every model to measure, those that said nothing included."""
+    return [*labellers_of(work.project), *predict.labelling(work.read("models")).column("model").to_pylist()]
+
+
+def texts_of(work: Work, needed_by: str) -> Callable[[Sequence[str]], NDArray[np.floating]]:
+    """The project's encoder of texts."""
+    return slices.text_tower(profiles.build_encoder(work.config), needed_by)
+
+
+def words_of(work: Work) -> dict[str, NDArray[np.float32]]:
+    """The vocabulary that found slices are named with."""
+    encode = texts_of(work, "naming slices in words")
+    return slices.vocabulary(work.project.ontology, encode, work.config.evaluation.words)
+
+
+def facts_of(work: Work) -> pa.Table:
+    """What is known of each image, one row for each batch that it arrived in."""
+    annotated = work.read("annotated_images").column("image_id").to_pylist()
+    counts = slices.image_counts(work.read("ground_truth"), annotated)
+    return slices.per_image(work.read("images"), work.read("quality"), work.read("splits"), counts)
+
+
+def no_slice_confirmed_worse(work: Work, outputs: Mapping[str, pa.Table]) -> Finding:
+    """No slice is worse than the rest beyond chance, for any model."""
+    rows = outputs["slices"]
+    worse = rows.filter(rows.column("confirmed"))
+    names = [f"{r['slice']} ({r['model'].split('@')[0]})" for r in worse.to_pylist()]
+    return Finding(not names, ", ".join(names[:6]))

@@ -1,0 +1,143 @@
+"""A Ray cluster of several nodes on this machine, each with a loopback address and processes of its own.
+
+What `ray start` makes on machines of their own, here side by side: a node can be killed like a machine that loses
+its power. Used by `benchmarks/equality.py` and by the tests marked `ray`.
+"""
+
+from __future__ import annotations
+
+import os
+import secrets
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+UP_SECONDS = 300.0
+TRIES = 4  # Ray gives a node 30 s to start, which a busy machine may need more than
+OBJECT_STORE = 80 * 2**20  # bytes; Ray asks for no less than 75 MiB
+_WAIT = 0.2
+
+
+class Nodes:
+    """A head and workers.
+
+    Attributes:
+        address: ray://HOST:PORT of its client port.
+        gcs: HOST:PORT that nodes and drivers on its machines use.
+        token: that everybody who talks to it must have in RAY_AUTH_TOKEN.
+    """
+
+    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0) -> None:
+        self.folder, self.cpus, self.gpus = folder, cpus, gpus
+        self.token = secrets.token_hex(32)
+        self._processes: dict[int, subprocess.Popen[bytes]] = {}
+        gcs, client = free_port("127.0.0.2"), free_port("127.0.0.2")
+        self.gcs, self.address = f"127.0.0.2:{gcs}", f"ray://127.0.0.2:{client}"
+
+    @property
+    def groups(self) -> set[int]:
+        """Process groups of its nodes."""
+        return {process.pid for process in self._processes.values()}
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """What drivers and nodes need in theirs."""
+        return {
+            "RAY_AUTH_MODE": "token",
+            "RAY_AUTH_TOKEN": self.token,
+            "RAY_USAGE_STATS_ENABLED": "0",
+        }
+
+    def add(self, count: int = 1) -> None:
+        """Start so many more nodes, side by side; the first of all is the head."""
+        numbers = range(len(self._processes), len(self._processes) + count)
+        for number in numbers:
+            self._start(number)
+            if not number:
+                self._until_up(number)
+        for number in numbers:
+            self._until_up(number)
+
+    def _start(self, number: int) -> None:
+        port, client = self.gcs.rsplit(":")[1], self.address.rsplit(":")[2]
+        where = ["--head", f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
+        # Ray would take 127.0.0.1 for the machine's own address.
+        command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--node-ip-address=127.0.0.{number + 2}"]
+        command += where if not number else [f"--address={self.gcs}"]
+        command += [
+            f"--num-cpus={self.cpus}",
+            f"--num-gpus={self.gpus}",
+            f"--object-store-memory={OBJECT_STORE}",
+            "--disable-usage-stats",
+        ]
+        command += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self.folder}/{number}"]
+        with (self.folder / f"node{number}.log").open("ab") as log:
+            # A group of its own, so that all of its processes can be killed at once.
+            started = subprocess.Popen(
+                command, stdout=log, stderr=log, env={**os.environ, **self.environment}, start_new_session=True
+            )
+        self._processes[number] = started
+
+    def kill(self, number: int) -> None:
+        """SIGKILL of all processes of a node."""
+        with suppress(ProcessLookupError):
+            os.killpg(self._processes[number].pid, signal.SIGKILL)
+        self._processes[number].wait()
+
+    def close(self) -> None:
+        """Kill what is left, the head last."""
+        for number in sorted(self._processes, reverse=True):
+            self.kill(number)
+
+    def _until_up(self, number: int) -> None:
+        log, end, tries = self.folder / f"node{number}.log", time.monotonic() + UP_SECONDS, 1
+        while time.monotonic() < end:
+            if "Ray runtime started" in log.read_text():
+                if not number:
+                    _until_open(self.address, end)
+                return
+            if self._processes[number].poll() is not None:
+                if tries == TRIES:
+                    break
+                self.kill(number)
+                self._start(number)
+                tries += 1
+            time.sleep(_WAIT)
+        raise TimeoutError(f"node {number} did not come up: {log.read_text()[-2000:]}")
+
+
+@contextmanager
+def nodes(count: int, cpus: int = 1, gpus: int = 0) -> Iterator[Nodes]:
+    """A running cluster of `count` nodes, which is gone afterwards. Ray only counts their CPUs and GPUs."""
+    folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: it holds sockets, whose paths are limited
+    made = Nodes(folder, cpus, gpus)
+    try:
+        made.add(count)
+        yield made
+    finally:
+        made.close()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+def free_port(host: str) -> int:
+    """A port that nobody listens on."""
+    with socket.socket() as made:
+        made.bind((host, 0))
+        return int(made.getsockname()[1])
+
+
+def _until_open(address: str, end: float) -> None:
+    host, port = address.removeprefix("ray://").split(":")
+    while time.monotonic() < end:
+        with suppress(OSError):
+            socket.create_connection((host, int(port)), timeout=1).close()
+            return
+        time.sleep(_WAIT)
+    raise TimeoutError(f"nobody listens at {address}")

@@ -1,0 +1,1 @@
+"""The domain library: plain functions over Arrow tables and NumPy arrays. Never imports dagster."""

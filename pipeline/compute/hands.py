@@ -1,0 +1,74 @@
+"""Who does which shard next: the same rules for local processes and for Ray's actors."""
+
+from __future__ import annotations
+
+import logging
+from collections import Counter, deque
+from collections.abc import Iterator
+from typing import Protocol, TypeVar
+
+import pyarrow as pa
+
+from pipeline.compute.job import Tell, Todo
+from pipeline.errors import PipelineError
+
+_log = logging.getLogger(__name__)
+_DEATHS_A_SHARD = 4  # in the second and later tries its rows are done in a child of the worker
+H = TypeVar("H")
+
+
+class Hands(Protocol[H]):
+    """A changing number of workers, each of which does one shard at a time."""
+
+    def idle(self) -> list[H]:
+        """Those that are up and have nothing to do."""
+
+    def give(self, hand: H, index: int, rows: pa.Table, carefully: bool) -> None:
+        """Have one do a shard."""
+
+    def dismiss(self) -> None:
+        """End those that have nothing to do, and will have nothing: what they hold is for others."""
+
+    def wait(self) -> list[tuple[int, bool]]:
+        """Wait for something to happen: (index, done?) of each shard that came to an end; False where its hand died.
+
+        Raises:
+            PipelineError: what a worker raised, or that no worker comes up.
+        """
+
+    def close(self) -> None:
+        """End them all, whatever they are doing."""
+
+
+def share_out(hands: Hands[H], todo: Todo, tell: Tell) -> Iterator[int]:
+    """Do all shards; yields the number of rows of each as it is finished, and tells how the work stands.
+
+    A shard whose worker died goes to another one, which tries its rows in a child process.
+    """
+    waiting = deque(todo)
+    parts = dict(todo)
+    deaths: Counter[int] = Counter()
+    try:
+        while parts:
+            for hand in hands.idle():
+                if waiting:
+                    index, rows = waiting.popleft()
+                    hands.give(hand, index, rows, deaths[index] > 0)
+            busy, idle = len(parts) - len(waiting), len(hands.idle())
+            tell(busy + idle, busy, len(waiting), deaths.total())
+            if not waiting:
+                hands.dismiss()
+            for index, done in hands.wait():
+                if done:
+                    yield parts.pop(index).num_rows
+                    continue
+                deaths[index] += 1
+                _log.warning("a worker died over shard %d (%d of %d)", index, deaths[index], _DEATHS_A_SHARD)
+                if deaths[index] == _DEATHS_A_SHARD:
+                    raise PipelineError(
+                        f"shard {index} lost its worker {_DEATHS_A_SHARD} times, perhaps for lack of memory",
+                        "run again: finished shards are kept; lower `workers` or `batch_size` in project.yaml",
+                    )
+                waiting.appendleft((index, parts[index]))
+    finally:
+        hands.close()

@@ -1,0 +1,105 @@
+"""Rows in, rows out, in shards: done once each, kept when a run dies, and done again when damaged."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from typing import Any
+
+import pyarrow as pa
+
+from pipeline.compute import careful, on_ray, processes
+from pipeline.compute.job import Compute, Job, Load, Tell, Todo, Worker
+from pipeline.errors import StoreError
+from pipeline.store import Staging
+
+_ROUNDS = 5  # a shard may be swept away by another run's commit, or come back damaged; not for ever
+
+
+def map_batches(
+    worker: Callable[..., Worker],
+    options: dict[str, Any],
+    rows: pa.Table,
+    compute: Compute,
+    staging: Staging,
+) -> pa.Table:
+    """Run `worker(**options)` over `rows` in batches and return its rows in the order of the input.
+
+    Shards that an earlier, interrupted call finished under the same `staging` are not done again, unless
+    they are damaged.
+
+    Raises:
+        PipelineError: whatever the worker raises; a worker that keeps dying is reported as such.
+    """
+    return pa.concat_tables(map_shards(worker, options, rows, compute, staging))
+
+
+def map_shards(
+    worker: Callable[..., Worker],
+    options: dict[str, Any],
+    rows: pa.Table,
+    compute: Compute,
+    staging: Staging,
+) -> Iterator[pa.Table]:
+    """As `map_batches`, but all work is done first and then given out shard by shard: one at a time is in memory."""
+    job = Job(worker, options, compute.batch_size, staging)
+    size = compute.batch_size * compute.batches_per_shard
+    shards = [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
+    if not shards:
+        yield job.make()(rows)
+        return
+    whole: set[int] = set()
+    for _ in range(_ROUNDS):
+        # Only shards of an earlier call can be incomplete: their disk or machine may have failed since.
+        whole |= {i for i in staging.finished() - whole if i < len(shards) and staging.is_whole(i)}
+        todo = [(i, part) for i, part in enumerate(shards) if i not in whole]
+        if not todo:
+            break
+        _do(job, todo, rows.num_rows, compute)
+        whole = staging.finished() & {*whole, *(i for i, _ in todo)}
+    if compute.failed and (failures := staging.failures()) is not None:
+        compute.failed(failures)
+    for i, part in enumerate(shards):
+        yield _given(job, i, part, rows.num_rows, compute)
+
+
+def _given(job: Job, index: int, rows: pa.Table, total: int, compute: Compute) -> pa.Table:
+    """A finished shard; one that has been swept away or damaged since is done again."""
+    for _ in range(_ROUNDS):
+        with suppress(StoreError):
+            return job.staging.get(index)
+        _do(job, [(index, rows)], total, compute)
+    raise StoreError(
+        f"shard {index} in {job.staging.prefix} was lost again and again",
+        "another run sweeps it away, or that disk is failing: let one run finish, or check the disk",
+    )
+
+
+def _do(job: Job, todo: Todo, total: int, compute: Compute) -> None:
+    kept = total - sum(part.num_rows for _, part in todo)
+    counted = kept
+
+    def tell(workers: int, busy: int, waiting: int, lost: int) -> None:
+        if compute.load:
+            compute.load(Load(workers, busy, waiting, lost, kept, total))
+
+    run = on_ray.run if compute.on_ray else processes.run if compute.mode == "local" else _inline
+    for finished in run(job, todo, compute, tell):
+        counted += finished
+        if compute.progress:
+            compute.progress(counted, total)
+
+
+def _inline(job: Job, todo: Todo, compute: Compute, tell: Tell) -> Iterator[int]:
+    """A shard that killed this process once is left to a child the next time."""
+    suspects = job.staging.begun()
+    ready: Worker | None = None
+    for number, (index, rows) in enumerate(todo, 1):
+        tell(1, 1, len(todo) - number, 0)
+        if index in suspects:
+            careful.run(job, index, rows)
+        else:
+            ready = ready or job.make()
+            with job.staging.beginning(index):
+                job.run(ready, index, rows)
+        yield rows.num_rows

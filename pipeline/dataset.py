@@ -1,0 +1,74 @@
+"""The pinned snapshot that models are trained on: people's labels, and the machine's that were accepted."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.ids import content_hash, fingerprint
+
+TRUSTED = ("accepted", "verified", "human")
+UNSURE = "needs_review"
+
+
+def snapshot(ground_truth: pa.Table, labels: pa.Table, splits: pa.Table, images: pa.Table) -> pa.Table:
+    """Rows of `training_set`, ordered by image and annotation, all with one snapshot hash.
+
+    People's labels of train and val images come in as they are. Machine labels come in from images that
+    people have not labelled, are in neither val nor test, and have at least one trusted label. What is
+    still unsure on these becomes an ignored region: it may be an object, so it must not be learnt as ground.
+    Gold images without any box have no rows here and are still trained on; the hash covers them.
+
+    Args:
+        labels: rows of `labels`, or an empty table.
+        images: only annotations of these rows are taken.
+    """
+    known = schema.where_in(splits, "image_id", images.column("image_id").to_pylist())
+    in_gold = schema.where_in(known.filter(known.column("gold")), "split", ("train", "val"))
+    held_out = schema.where_in(known, "split", ("val", "test"))
+    people = _members(ground_truth, in_gold)
+    machine = _without(_members(labels, known), pa.concat_tables([in_gold, held_out]))
+    parts = [_rows(people, "gold"), *_machine_rows(machine)]
+    rows = pa.concat_tables(parts)
+    split = dict(zip(in_gold["image_id"].to_pylist(), in_gold["split"].to_pylist(), strict=True))
+    rows = rows.append_column(
+        "split", pa.array([split.get(i, "train") for i in rows["image_id"].to_pylist()], pa.string())
+    ).sort_by([("image_id", "ascending"), ("annotation_id", "ascending")])
+    name = fingerprint(content_hash(rows), sorted(split.items()))
+    rows = rows.append_column("snapshot", pa.array([name] * rows.num_rows, pa.string()))
+    return schema.table("training_set").conform(rows)
+
+
+def _machine_rows(labels: pa.Table) -> list[pa.Table]:
+    """Trusted labels, then the unsure ones of the same images as ignored regions."""
+    trusted = schema.where_in(labels, "status", TRUSTED)
+    unsure = _members(schema.where_in(labels, "status", (UNSURE,)), trusted)
+    # An image-level label cannot be a region.
+    unsure = unsure.filter(pc.is_valid(unsure["x1"]))
+    unsure = unsure.set_column(
+        unsure.schema.get_field_index("ignore"), "ignore", pa.array(np.ones(unsure.num_rows, bool))
+    )
+    return [_rows(trusted, None), _rows(unsure, None)]
+
+
+def _rows(annotations: pa.Table, origin: str | None) -> pa.Table:
+    """The shared annotation columns and `origin`: the given one, or each label's status."""
+    shared = annotations.select([c.name for c in schema.ANNOTATION])
+    origins = annotations["status"] if origin is None else pa.array([origin] * shared.num_rows, pa.string())
+    table = shared.append_column("origin", origins)
+    fields = {c.name: c.type for c in schema.table("training_set").columns}
+    return table.cast(pa.schema([pa.field(name, fields[name]) for name in table.column_names]))
+
+
+def _members(rows: pa.Table, of: pa.Table) -> pa.Table:
+    return rows.filter(_is_member(rows, of))
+
+
+def _without(rows: pa.Table, of: pa.Table) -> pa.Table:
+    return rows.filter(pc.invert(_is_member(rows, of)))
+
+
+def _is_member(rows: pa.Table, of: pa.Table) -> pa.ChunkedArray:
+    return pc.is_in(rows["image_id"], of["image_id"].combine_chunks())

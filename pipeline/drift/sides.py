@@ -1,0 +1,156 @@
+"""The two sides of a comparison: a batch's images and the reference's, and what of them is independent."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.ids import fingerprint
+
+MIN_LOCATIONS = 20
+MAX_IMAGES = 1500  # of the batch and of the reference each; more are sampled, by hash
+MAX_VECTORS = 6000
+
+Floats = NDArray[np.float64]
+Flags = NDArray[np.bool_]
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Sides:
+    """The images under test: the batch's first, then the reference's.
+
+    Attributes:
+        ids: n image_ids. in_batch: (n,). location: (n,) numbers. window: (n, 4) x, y, width, height.
+        photo: (n,) numbers.
+    """
+
+    batch: str
+    ids: list[str]
+    in_batch: Flags
+    location: Ints
+    photo: Ints
+    window: Ints
+
+    @classmethod
+    def of(cls, batch: str, images: pa.Table, reference: Collection[str], most: int | None = MAX_IMAGES) -> Sides:
+        """Both sides, or of each the `most` images with the smallest hashes."""
+        own = set(images.filter(images.column("batch").to_numpy(zero_copy_only=False) == batch)["image_id"].to_pylist())
+        chosen = _sample(own, most) + _sample(set(reference) - own, most)
+        at = {image: i for i, image in reversed(list(enumerate(images.column("image_id").to_pylist())))}
+        chosen = [image for image in chosen if image in at]
+        rows = images.take(pa.array([at[i] for i in chosen], pa.int64()))
+        window = [rows.column(c).to_numpy().astype(np.int64) for c in ("tile_x", "tile_y", "width", "height")]
+        return cls(
+            batch,
+            chosen,
+            np.array([i in own for i in chosen], bool),
+            numbered(rows.column("location").to_pylist()),
+            numbered(rows.column("parent_id").to_pylist()),
+            np.stack(window, axis=1),
+        )
+
+    @property
+    def by_location(self) -> bool:
+        """Whether the reference has locations enough to make each one observation."""
+        return len(np.unique(self.location[~self.in_batch])) >= MIN_LOCATIONS
+
+    def neighbourhoods(self) -> Flags:
+        """(n, n) whether image j is left out when image i is scored."""
+        if self.by_location:
+            return np.asarray(self.location[:, None] == self.location[None], bool)
+        low = np.maximum(self.window[:, None, :2], self.window[None, :, :2])
+        end = self.window[:, :2] + self.window[:, 2:]
+        high = np.minimum(end[:, None], end[None])
+        same = self.photo[:, None] == self.photo[None]
+        return np.asarray(same & (high > low).all(axis=2), bool)
+
+    def observations(self, chosen: Flags) -> float:
+        """How many independent observations the chosen images are worth."""
+        if self.by_location:
+            return float(len(np.unique(self.location[chosen])))
+        worth = 0.0
+        for photo in np.unique(self.photo[chosen]):
+            windows = self.window[chosen & (self.photo == photo)]
+            worth += covered_area(windows) / float((windows[:, 2] * windows[:, 3]).mean())
+        return worth
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """What is exchanged whole between the sides: locations. One on both sides (a camera that went on) is two blocks.
+
+    Attributes:
+        number: (n,) block of each row, from 0. in_batch: (blocks,) side of each. shared: locations on both sides.
+    """
+
+    number: Ints
+    in_batch: Flags
+    shared: int
+
+    @classmethod
+    def of(cls, location: Ints, in_batch: Flags) -> Blocks:
+        _, first, number = np.unique(2 * location + in_batch, return_index=True, return_inverse=True)
+        shared = len(np.intersect1d(location[in_batch], location[~in_batch]))
+        return cls(np.asarray(number, np.int64).reshape(-1), in_batch[first], shared)
+
+    def means(self, values: Floats) -> Floats:
+        """(blocks, k) means of the rows (n, k) of each block."""
+        counts = np.bincount(self.number, minlength=len(self.in_batch)).astype(np.float64)
+        return block_sums(values, self.number, len(counts)) / counts[:, None]
+
+    @property
+    def words(self) -> str:
+        here, there = int(self.in_batch.sum()), int((~self.in_batch).sum())
+        return f"{here} locations against {there}" + (f"; {self.shared} are on both sides" if self.shared else "")
+
+
+def block_sums(values: Floats, block: Ints, count: int) -> Floats:
+    """(count, k) sums of the rows (n, k) of each block."""
+    from scipy.sparse import csr_array
+
+    n = len(block)
+    member = csr_array((np.ones(n), (block, np.arange(n))), shape=(count, n))
+    return np.asarray(member @ values, np.float64)
+
+
+def _sample(ids: set[str], most: int | None) -> list[str]:
+    """All of `ids`, sorted, or `most` of them with the smallest hashes."""
+    if most is None or len(ids) <= most:
+        return sorted(ids)
+    return sorted(sorted(ids, key=lambda i: fingerprint("drift", i))[:most])
+
+
+def numbered(names: list[str]) -> Ints:
+    """(n,) numbers from 0, equal where names are."""
+    return np.asarray(np.unique(np.asarray(names, str), return_inverse=True)[1], np.int64).reshape(-1)
+
+
+def covered_area(windows: Ints) -> float:
+    """Area of the union of (n, 4) windows x, y, width, height."""
+    xs = np.unique(np.concatenate([windows[:, 0], windows[:, 0] + windows[:, 2]]))
+    ys = np.unique(np.concatenate([windows[:, 1], windows[:, 1] + windows[:, 3]]))
+    covered = np.zeros((len(ys) - 1, len(xs) - 1), bool)
+    for x, y, width, height in windows:
+        covered[
+            np.searchsorted(ys, y) : np.searchsorted(ys, y + height),
+            np.searchsorted(xs, x) : np.searchsorted(xs, x + width),
+        ] = True
+    return float(np.diff(ys) @ covered @ np.diff(xs))
+
+
+def thinned(owner: Ints, in_batch: Flags) -> Ints:
+    """Positions of the vectors of so many images a side that they are at most MAX_VECTORS a side.
+
+    Image ids are hashes and sorted, so the first images are a sample of them all.
+    """
+    keep = np.zeros(len(owner), bool)
+    for side in (in_batch[owner], ~in_batch[owner]):
+        images, counts = np.unique(owner[side], return_counts=True)
+        fitting = images[np.cumsum(counts) <= MAX_VECTORS]
+        keep |= side & np.isin(owner, fitting)
+    return np.flatnonzero(keep)

@@ -1,0 +1,53 @@
+"""Errors that a user can act on: each says what is wrong, where, and what to do about it."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class PipelineError(Exception):
+    """An expected failure. `what` says what is wrong and where; `remedy` says what to do."""
+
+    exit_code = 1
+
+    def __init__(self, what: str, remedy: str) -> None:
+        super().__init__(what, remedy)
+        self.what = what
+        self.remedy = remedy
+
+    def __str__(self) -> str:
+        return f"{self.what}\n  -> {self.remedy}"
+
+
+class ConfigError(PipelineError):
+    """project.yaml or an environment variable is wrong."""
+
+    exit_code = 2
+
+
+class DataError(PipelineError):
+    """The data that came in cannot be used as it is."""
+
+    exit_code = 3
+
+
+class WeightsError(PipelineError):
+    """A checkpoint is missing, damaged, or not what it claims to be."""
+
+    exit_code = 4
+
+
+class StoreError(PipelineError):
+    """A table is missing or the store cannot be read or written."""
+
+    exit_code = 5
+
+
+def suggest(name: str, known: Iterable[str]) -> str:
+    """'did you mean …' for a mistyped `name`, or the list of `known` names."""
+    options = sorted(known)
+    close = difflib.get_close_matches(name, options, n=1, cutoff=0.5)
+    if close:
+        return f"did you mean {close[0]!r}?"
+    return f"known: {', '.join(options)}"

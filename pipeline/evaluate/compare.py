@@ -1,0 +1,138 @@
+"""Evaluation in the forms that later stages need: errors of each image, and paired bootstrap draws."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline.config import ProjectConfig
+from pipeline.evaluate.detection import ap50_draws
+from pipeline.evaluate.rows import SPLITS, divided, members_by_slice, producers_of, sample_weights
+from pipeline.evaluate.run import answers, scenes, thresholds_of
+from pipeline.evaluate.scene import Scene
+
+IMAGE_ERRORS = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("split", pa.string(), nullable=False),
+        pa.field("image_id", pa.string(), nullable=False),
+        pa.field("right", pa.int64(), nullable=False),
+        pa.field("wrong", pa.int64(), nullable=False),
+        pa.field("error", pa.float64(), nullable=False),
+    ]
+)
+DRAWS = pa.schema(
+    [
+        pa.field("model", pa.string(), nullable=False),
+        pa.field("slice", pa.string(), nullable=False),
+        pa.field("metric", pa.string(), nullable=False),
+        pa.field("value", pa.float64()),
+        pa.field("draws", pa.list_(pa.float64()), nullable=False),
+    ]
+)
+
+
+def image_errors(
+    models: pa.Table,
+    ground_truth: pa.Table,
+    splits: pa.Table,
+    evaluation: pa.Table,
+    config: ProjectConfig,
+    producers: Iterable[str] = (),
+) -> pa.Table:
+    """How wrong each model is on each held-out image.
+
+    Returns:
+        Rows of IMAGE_ERRORS. Detection: `right` true positives at the operating threshold in
+        `evaluation`, `wrong` false positives and misses. Classification: one of the two is 1.
+        `error` is wrong / (right + wrong), 0 for an image where there was nothing to find and
+        nothing was found.
+    """
+    names = producers_of(models, producers)
+    parts = [IMAGE_ERRORS.empty_table()]
+    if config.task == "classification":
+        for model, split, ids, said in answers(models, ground_truth, splits, config, names):
+            right = said.right.astype(np.int64)
+            parts.append(_errors(model, split, ids, right, 1 - right))
+    else:
+        for model, split, ids, scene in scenes(models, ground_truth, splits, config, names):
+            hits, alarms, objects = scene.counts(thresholds_of(evaluation, model))
+            wrong = alarms + objects - hits
+            parts.append(_errors(model, split, ids, hits.sum(axis=0), wrong.sum(axis=0)))
+    return pa.concat_tables(parts)
+
+
+def _errors(model: str, split: str, ids: list[str], right: np.ndarray, wrong: np.ndarray) -> pa.Table:
+    error = np.nan_to_num(divided(wrong, right + wrong))
+    columns = [[model] * len(ids), [split] * len(ids), ids, right, wrong, error]
+    return pa.table(dict(zip(IMAGE_ERRORS.names, columns, strict=True)), schema=IMAGE_ERRORS)
+
+
+def paired_draws(
+    models: pa.Table,
+    ground_truth: pa.Table,
+    splits: pa.Table,
+    slices_of_images: pa.Table,
+    config: ProjectConfig,
+    producers: Iterable[str] = (),
+) -> pa.Table:
+    """Bootstrap draws of AP50 (detection) or accuracy on test, by model and slice.
+
+    Draw k of a slice holds the same images for every model, so differences of two models' draws
+    are those of a paired bootstrap.
+
+    Returns:
+        Rows of DRAWS; a draw that holds no object is null.
+    """
+    size = config.evaluation.bootstrap
+    found = paired_values(models, ground_truth, splits, slices_of_images, config, size, producers)
+    return pa.Table.from_pylist([_draw_row(paired) for paired in found], schema=DRAWS)
+
+
+@dataclass(frozen=True)
+class Paired:
+    """One model on one slice of test.
+
+    Attributes:
+        metric: AP50 or accuracy. values: (1 + draws,) of all images, then of each bootstrap sample, NaN where
+            undefined. images: how many. right: (images,) whether it named the class; None of a detector.
+    """
+
+    model: str
+    slice: str
+    metric: str
+    values: np.ndarray
+    images: int
+    right: np.ndarray | None
+
+
+def paired_values(
+    models: pa.Table,
+    ground_truth: pa.Table,
+    splits: pa.Table,
+    slices_of_images: pa.Table,
+    config: ProjectConfig,
+    draws: int,
+    producers: Iterable[str] = (),
+) -> Iterator[Paired]:
+    """Every model on every slice, draw k of a slice from the same images for all."""
+    names, task = producers_of(models, producers), config.task
+    held = answers if task == "classification" else scenes
+    for model, split, ids, said in held(models, ground_truth, splits, config, names, SPLITS[1:]):
+        for name, members in members_by_slice(slices_of_images, ids).items():
+            weights = sample_weights(len(members), draws, split, name)
+            if isinstance(said, Scene):
+                yield Paired(model, name, "AP50", ap50_draws(said, members, weights), len(members), None)
+            else:
+                right = said.right[members]
+                values = divided(weights @ right, weights.sum(axis=1))
+                yield Paired(model, name, "accuracy", values, len(members), right)
+
+
+def _draw_row(paired: Paired) -> dict[str, object]:
+    plain = [float(v) if np.isfinite(v) else None for v in paired.values]
+    where = {"model": paired.model, "slice": paired.slice, "metric": paired.metric}
+    return {**where, "value": plain[0], "draws": plain[1:]}

@@ -1,0 +1,159 @@
+"""What every evaluation needs: the held-out images, models side by side, and rows of metrics."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.config import EvaluationConfig
+from pipeline.ids import seed
+from pipeline.intervals import bca, percentiles, resamples
+
+SPLITS = ("val", "test")
+ALL = "all"
+BACKGROUND = "background"
+_COLUMNS = [c.name for c in schema.ANNOTATION]
+
+
+def gather(detections: pa.Table, predictions: pa.Table, tags: pa.Table) -> pa.Table:
+    """What all models say, as annotations: a tag becomes its image's best class with its probability."""
+    best = tags.filter(pc.equal(tags.column("rank"), 1))
+    place = best.column_names.index("score")
+    best = best.set_column(place, "score", best.column("probability"))
+    spec = schema.table("detections")
+    return pa.concat_tables([spec.conform(t.select(_COLUMNS)) for t in (detections, predictions, best)])
+
+
+def held_out(splits: pa.Table, split: str) -> list[str]:
+    """Sorted ids of the images of `split` that people labelled."""
+    rows = splits.filter(pc.and_(pc.equal(splits.column("split"), split), splits.column("gold")))
+    return sorted(rows.column("image_id").unique().to_pylist())
+
+
+def codes(values: pa.ChunkedArray, known: Sequence[str]) -> NDArray[np.int64]:
+    """(n,) place of each value in `known`, -1 for those that are not in it."""
+    found = pc.index_in(values, pa.array(list(known), pa.string()))
+    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
+
+
+def producers_of(models: pa.Table, also: Iterable[str] = ()) -> list[str]:
+    """Names of the models, sorted."""
+    return sorted({*models.column("producer").unique().to_pylist(), *also})
+
+
+def members_by_slice(slices: pa.Table, image_ids: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+    """Numbers of the images in each slice; 'all' first, then in order of appearance."""
+    members: dict[str, NDArray[np.int64]] = {ALL: np.arange(len(image_ids))}
+    numbers = codes(slices.column("image_id"), image_ids)
+    names = slices.column("slice")
+    for name in names.unique().to_pylist():
+        if name != ALL:
+            found = numbers[pc.equal(names, name).to_numpy(zero_copy_only=False)]
+            members[name] = np.unique(found[found >= 0])
+    return members
+
+
+def sample_weights(images: int, draws: int, *what: Any) -> NDArray[np.int32]:
+    """(1 + draws, images): a row of ones, then the bootstrap samples that belong to `what`.
+
+    The same for every model, so that models can be compared draw by draw. A single image cannot be
+    resampled and gets no samples.
+    """
+    drawn = resamples(images, draws if images > 1 else 0, seed("bootstrap", images, *what))
+    return np.concatenate([np.ones((1, images), np.int32), drawn])
+
+
+@dataclass(frozen=True)
+class Resampling:
+    """How intervals are made: of so many bootstrap samples, at a level, by percentiles or by BCa."""
+
+    draws: int
+    level: float
+    bca: bool = False
+
+    @classmethod
+    def of(cls, config: EvaluationConfig) -> Resampling:
+        return cls(config.bootstrap, config.level, config.interval == "bca")
+
+    def weights(self, images: int, *what: Any) -> NDArray[np.int32]:
+        """As `sample_weights`, and for BCa a row for each image that is left out."""
+        rows = sample_weights(images, self.draws, *what)
+        if not self.bca or images < 2:
+            return rows
+        return np.concatenate([rows, np.ones((images, images), np.int32) - np.eye(images, dtype=np.int32)])
+
+    def limits(self, values: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
+        """(n, 2) intervals of n quantities, of each the value and then what `weights` made of it."""
+        table = np.stack(values)
+        drawn, left_out = table[:, 1 : 1 + self.draws], table[:, 1 + self.draws :]
+        return bca(table[:, 0], drawn, left_out, self.level) if self.bca else percentiles(drawn, self.level)
+
+
+@dataclass
+class Metrics:
+    """Rows of `evaluation` in the making."""
+
+    resampling: Resampling
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    draws: dict[int, list[tuple[int, NDArray[np.floating]]]] = field(default_factory=dict)
+    """Values and their draws by their number, each with its row: intervals are cheap for many rows at once."""
+
+    @property
+    def level(self) -> float:
+        return self.resampling.level
+
+    def add(
+        self,
+        where: Mapping[str, str],
+        metric: str,
+        values: NDArray[np.floating],
+        support: int,
+        images: int,
+        limits: tuple[float | None, float | None] | None = None,
+    ) -> None:
+        """One row: `values` holds the value, then its bootstrap draws; `limits` replaces their interval."""
+        value = float(values[0])
+        defined = bool(np.isfinite(value))
+        if defined and limits is None and len(values) > 1:
+            self.draws.setdefault(len(values), []).append((len(self.rows), values))
+        self.rows.append(
+            {
+                **where,
+                "metric": metric,
+                "value": value if defined else None,
+                "support": int(support),
+                "images": int(images),
+                **(self._interval(*limits) if defined and limits is not None else {}),
+            }
+        )
+
+    def table(self) -> pa.Table:
+        for several in self.draws.values():
+            limits = self.resampling.limits([values for _, values in several])
+            for (number, _), (low, high) in zip(several, limits.tolist(), strict=True):
+                self.rows[number] |= self._interval(low, high)
+        self.draws.clear()
+        return schema.table("evaluation").from_rows(self.rows)
+
+    def _interval(self, low: float | None, high: float | None) -> dict[str, float | None]:
+        known = low is not None and not np.isnan(low)
+        return {"low": low, "high": high, "level": self.level} if known else {}
+
+
+def divided(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:
+    """a / b, NaN where b is 0."""
+    a, b = np.broadcast_arrays(np.asarray(a, np.float64), np.asarray(b, np.float64))
+    return np.divide(a, b, out=np.full(a.shape, np.nan), where=b != 0)
+
+
+def mean_of_defined(values: NDArray[np.float64], axis: int) -> NDArray[np.float64]:
+    """Mean over `axis` without the NaNs; NaN where there is nothing else."""
+    known = ~np.isnan(values)
+    return divided(np.where(known, values, 0).sum(axis), known.sum(axis))

@@ -1,0 +1,1 @@
+"""The models that fill the four roles, and the profiles that choose them."""

@@ -1,0 +1,67 @@
+"""One self-contained HTML file a project: the verdict first, then everything it rests on."""
+
+from __future__ import annotations
+
+import uuid
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pipeline.config import ProjectConfig
+from pipeline.images import Reader
+from pipeline.report import form
+from pipeline.report.gallery import Gallery
+from pipeline.report.sections import SECTIONS, Tables
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.vectors import Vectors
+
+
+def location(store: Store) -> Path:
+    """Where a project's report lies: beside its tables, or in the local cache of an S3 store."""
+    return store.folder(".") / "report.html"
+
+
+def render(
+    config: ProjectConfig,
+    store: Store,
+    reader: Reader,
+    path: Path | None = None,
+    vectors: Vectors | None = None,
+) -> Path:
+    """Write the report of a project's tables as they are now, and return its path.
+
+    The file asks nothing of the network and runs no script; everything from the tables is escaped.
+    Sections whose tables are missing or empty say so. Equal tables give an equal file.
+
+    Args:
+        path: default `location(store)`; replaced whole.
+        vectors: for the map of embeddings; left out without.
+    """
+    path = path or location(store)
+    tables = Tables(config, store, vectors)
+    gallery = Gallery(tables.read("images"), reader)
+    sections = {name: build(tables, gallery) for name, build in SECTIONS.items()}
+    page = _environment().get_template("report.html.j2").render(config=config, **sections)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    target = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
+    try:
+        target.write_text(page, encoding="utf-8")
+        target.replace(path)
+    finally:
+        target.unlink(missing_ok=True)
+    return path
+
+
+def _environment() -> Any:
+    import jinja2
+
+    environment = jinja2.Environment(
+        loader=jinja2.PackageLoader("pipeline.report"),
+        autoescape=True,
+        undefined=jinja2.StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters.update(form.FILTERS)
+    return environment

@@ -1,0 +1,94 @@
+"""The report's section on drift: which batches differ, by how much, and what drives it."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import pyarrow.compute as pc
+
+from pipeline import plots
+from pipeline.errors import StoreError
+from pipeline.report.gallery import Gallery, Shot, chart
+
+if TYPE_CHECKING:
+    from pipeline.report.sections import Section, Tables
+
+_MAP_POINTS = 2000
+_BATCHES, _PICTURES, _DETAILS = 3, 6, 5  # shown
+
+
+def drift(tables: Tables, gallery: Gallery) -> Section:
+    """Which batches differ from the reference, test by test, and the images that they differ by."""
+    rows = tables.read("drift")
+    if not rows.num_rows:
+        return None
+    found = rows.to_pylist()
+    tests = sorted({(r["test"], r["subject"]) for r in found}, key=lambda t: (t[0] != "embedding_mmd", t))
+    cells = {(r["batch"], r["test"], r["subject"]): r for r in found}
+    batches = sorted({r["batch"] for r in found})
+    mmd = rows.filter(pc.equal(rows.column("test"), "embedding_mmd"))
+    alarms = {r["batch"]: r for r in tables.read("alarms").to_pylist()}
+    drifted = [b for b in batches if any(r["drifted"] for r in found if r["batch"] == b)]
+    return {
+        "tests": [{"test": t, "subject": s} for t, s in tests],
+        "alpha": found[0]["alpha"],
+        "batches": [
+            {
+                "name": b,
+                "cells": [cells.get((b, t, s)) for t, s in tests],
+                "drifted": b in drifted,
+                "alarm": alarms[b]["alarm"] if b in alarms else None,
+            }
+            for b in batches
+        ],
+        "rate": tables.config.drift.alarm_rate,
+        "horizon": tables.config.drift.horizon,
+        "sizes": [r for r in mmd.to_pylist() if r["effect"] is not None],
+        "galleries": [_driven(tables, gallery, b) for b in drifted[-_BATCHES:]],
+        "charts": [
+            {
+                "title": "Embedding drift",
+                "uri": chart(plots.drift(mmd if mmd.num_rows else rows, form="svg")),
+            },
+            *_embedding_map(tables),
+        ],
+    }
+
+
+def _driven(tables: Tables, gallery: Gallery, batch: str) -> dict[str, Any]:
+    """What a batch differs by: its region most in excess in pictures, and the largest shifts of shares and looks."""
+    regions = [r for r in tables.read("drift_regions").to_pylist() if r["batch"] == batch]
+    first = min(regions, key=lambda r: r["region"], default=None)
+    shares = [r for r in tables.read("drift_shares").to_pylist() if r["batch"] == batch]
+    looks = [r for r in tables.read("drift_dimensions").to_pylist() if (r["batch"], r["subject"]) == (batch, "quality")]
+    return {
+        "batch": batch,
+        "region": first,
+        "pictures": _photos(gallery, tables, first["examples"] if first else []),
+        "reference": _photos(gallery, tables, first["reference_examples"] if first else []),
+        "shares": sorted(shares, key=lambda r: (-r["psi"], r["mix"], r["category"]))[:_DETAILS],
+        "looks": sorted(looks, key=lambda r: (r["p_value"], r["dimension"]))[:_DETAILS],
+    }
+
+
+def _photos(gallery: Gallery, tables: Tables, image_ids: list[str]) -> list[Any]:
+    images = tables.read("images")
+    named = dict(zip(images.column("image_id").to_pylist(), images.column("batch").to_pylist(), strict=True))
+    return gallery.pictures([Shot(i, named[i]) for i in image_ids[:_PICTURES] if i in named])
+
+
+def _embedding_map(tables: Tables) -> list[dict[str, str]]:
+    embedded = tables.read("embeddings")
+    whole = embedded.filter(pc.equal(embedded.column("patch"), 0))
+    if tables.vectors is None or not whole.num_rows:
+        return []
+    encoder = sorted(set(whole.column("encoder").to_pylist()))[0]
+    mine = whole.filter(pc.equal(whole.column("encoder"), encoder)).sort_by([("image_id", "ascending")])
+    batch_of = dict(zip(mine.column("image_id").to_pylist(), mine.column("batch").to_pylist(), strict=True))
+    # Ids are hashes, so the first ones are a fair sample.
+    try:
+        ids, vectors = tables.vectors.fetch(list(batch_of)[:_MAP_POINTS], encoder)
+    except StoreError:
+        return []  # the vectors were cleared since: the map is an extra, the tests have been made
+    picture = plots.embedding_map(vectors, [batch_of[i] for i in ids], form="svg")
+    return [{"title": "Where the photos lie", "uri": chart(picture)}]

@@ -1,0 +1,530 @@
+"""What each section of the report says, told from the tables; the template only lays it out."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Callable, Iterable
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import plots, schema
+from pipeline.config import ProjectConfig
+from pipeline.ids import producer_name
+from pipeline.report.drifting import drift
+from pipeline.report.gallery import Gallery, Shot, chart, marks
+from pipeline.store import Store
+
+if TYPE_CHECKING:
+    from pipeline.vectors import Vectors
+
+Section = dict[str, Any] | None  # None: nothing has been made yet
+
+_METRICS = (
+    "AP50",
+    "AP",
+    "AR100",
+    "accuracy",
+    "balanced_accuracy",
+    "macro_f1",
+    "precision",
+    "recall",
+    "count_mae",
+)
+_HUMAN, _MODEL = "#f8fafc", "#2dd4bf"
+
+
+class Tables:
+    """The project's tables, each read once."""
+
+    def __init__(self, config: ProjectConfig, store: Store, vectors: Vectors | None = None) -> None:
+        self.config = config
+        self.store = store
+        self.vectors = vectors
+        self._read: dict[str, pa.Table] = {}
+
+    def read(self, name: str) -> pa.Table:
+        """All rows of a table; none if it was never made."""
+        if name not in self._read:
+            self._read[name] = self.store.read_or_empty(name)
+        return self._read[name]
+
+    @cached_property
+    def split(self) -> str:
+        """The split that models are judged on: test, or val where there is no test."""
+        found = set(self.read("evaluation").column("split").to_pylist())
+        return "test" if "test" in found or not found else sorted(found)[0]
+
+    @cached_property
+    def models(self) -> list[str]:
+        """Bare names of the models evaluated, sorted: the order of their colours."""
+        return sorted({producer_name(m) for m in self.read("evaluation").column("model").to_pylist()})
+
+    @cached_property
+    def champion(self) -> str | None:
+        """Producer of the model in charge."""
+        found = self.read("champion").column("model").to_pylist()
+        return str(found[0]) if found else None
+
+
+def verdict(tables: Tables, gallery: Gallery) -> Section:
+    """The options for each class and slice, those for everything first."""
+    rows = tables.read("verdict").to_pylist()
+    if not rows:
+        return None
+    groups: dict[tuple[str, str], list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row["class_name"], row["slice"]].append(row)
+    ordered = sorted(groups, key=lambda g: (g[0] != "all", g[0], g[1] != "all", g[1]))
+    # A project of one class may have no 'all' classes: the first group is the widest there is.
+    head = sorted(groups[ordered[0]], key=_by_option)
+    return {
+        "head": head,
+        "class_name": ordered[0][0],
+        "slice": ordered[0][1],
+        "pick": next((r for r in head if r["recommended"]), None),
+        "top": _scale(rows),
+        "groups": [{"class_name": c, "slice": s, "options": sorted(groups[c, s], key=_by_option)} for c, s in ordered],
+        "money": any(r["cost_per_1000"] is not None for r in rows),
+        "coverage": any(r["certified_coverage"] is not None for r in rows),
+    }
+
+
+def _by_option(row: dict[str, Any]) -> tuple[int, str, str]:
+    order = {"people": 0, "labeller": 1, "foundation": 2, "trained": 3}
+    return order.get(row["option"], 4), row["option"], row["model"]
+
+
+def _scale(rows: Iterable[dict[str, Any]]) -> float:
+    """End of the axis that intervals are drawn on: 1, unless a value is larger."""
+    ends = [r[k] for r in rows for k in ("value", "high") if r[k] is not None]
+    return max([1.0, *ends])
+
+
+def overview(tables: Tables, gallery: Gallery) -> Section:
+    """What came in: batches, counts, people's labels, and what was refused."""
+    images, rejected = tables.read("images"), tables.read("rejected_files")
+    if not images.num_rows and not rejected.num_rows:
+        return None
+    truth = tables.read("ground_truth")
+    per_batch = {
+        "images": _count(images, "batch"),
+        "photos": _distinct(images, "batch", "parent_id"),
+        "labelled": _count(tables.read("annotated_images"), "batch"),
+        "boxes": _count(truth, "batch"),
+        "rejected": _count(rejected, "batch"),
+    }
+    splits = _count(tables.read("splits"), "batch", "split")
+    names = sorted({b for counts in per_batch.values() for b in counts})
+    batches = [
+        {"name": b, **{k: counts.get(b, 0) for k, counts in per_batch.items()}}
+        | {s: splits.get((b, s), 0) for s in ("train", "val", "test", "unlabelled")}
+        for b in names
+    ]
+    reasons = sorted(_count(rejected, "reason").items(), key=lambda i: (-i[1], i[0]))
+    classes = sorted(_count(truth, "class_name").items(), key=lambda i: (-i[1], i[0]))[:20]
+    shown = rejected.sort_by([("batch", "ascending"), ("file_name", "ascending")]).slice(0, 25)
+    return {
+        "batches": batches,
+        "tiled": images.num_rows != sum(per_batch["photos"].values()),
+        "totals": {k: sum(counts.values()) for k, counts in per_batch.items()},
+        "attributes": _attributes(images),
+        "classes": chart(
+            plots.class_counts(
+                [c for c, _ in classes], [n for _, n in classes], title="People's labels by class", form="svg"
+            )
+        )
+        if len(classes) > 1
+        else None,
+        "reasons": reasons,
+        "rejected": shown.to_pylist(),
+        "more_rejected": rejected.num_rows - shown.num_rows,
+    }
+
+
+def _attributes(images: pa.Table) -> list[dict[str, Any]]:
+    """Each attribute's values and their counts, at most twelve."""
+    counts: dict[str, Counter[str]] = defaultdict(Counter)
+    for pairs in images.column("attributes").to_pylist():
+        for key, value in pairs:
+            counts[key][value] += 1
+    return [
+        {"name": key, "values": sorted(values.items(), key=lambda i: (-i[1], i[0]))[:12]}
+        for key, values in sorted(counts.items())
+    ]
+
+
+def quality(tables: Tables, gallery: Gallery) -> Section:
+    """Flagged images and duplicates, with pictures."""
+    rows, pairs, issues = (tables.read(name) for name in ("quality", "duplicates", "quality_issues"))
+    if not rows.num_rows:
+        return None
+    return {
+        "images": rows.num_rows,
+        "flagged": issues.select(["image_id", "batch"]).group_by(["image_id", "batch"]).aggregate([]).num_rows,
+        "issues": sorted(_count(issues, "issue").items(), key=lambda i: (-i[1], i[0])),
+        "limits": [r for r in tables.read("quality_limits").to_pylist() if r["source"] == "learned"],
+        "pictures": gallery.pictures(_flagged_shots(issues)),
+        "pairs": pairs.num_rows,
+        "kinds": sorted(_count(pairs, "kind").items()),
+        "duplicates": _duplicate_pictures(pairs, gallery),
+    }
+
+
+def _flagged_shots(issues: pa.Table) -> list[Shot]:
+    """Two examples of each issue, eight in all, each with all its issues."""
+    of_image: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in issues.sort_by([("image_id", "ascending"), ("issue", "ascending")]).to_pylist():
+        of_image[row["image_id"]].append(row)
+    shots: list[Shot] = []
+    shown: Counter[str] = Counter()
+    for image, rows in of_image.items():
+        names = sorted({row["issue"] for row in rows})
+        if any(shown[name] < 2 for name in names) and len(shots) < 8:
+            shown.update(names)
+            measured = (f"{row['measure']} {row['value']:.3g} (limit {row['limit']:.3g})" for row in rows[:2])
+            shots.append(Shot(image, ", ".join(names).replace("_", " "), ", ".join(measured).replace("_", " ")))
+    return shots
+
+
+def _duplicate_pictures(pairs: pa.Table, gallery: Gallery) -> list[Any]:
+    """The kept image beside its duplicate, for four pairs, of every kind if possible."""
+    rows = pairs.sort_by([("kind", "ascending"), ("distance", "ascending"), ("image_id", "ascending")]).to_pylist()
+    chosen = _round_robin(rows, "kind", 4)
+    shots = []
+    for row in chosen:
+        shots.append(Shot(row["duplicate_of"], "kept"))
+        shots.append(Shot(row["image_id"], row["kind"], f"distance {row['distance']:.3g}"))
+    return gallery.pictures(shots)
+
+
+def labels(tables: Tables, gallery: Gallery) -> Section:
+    """A sample of labels in the colours of their status, and how far each labeller is trusted."""
+    rows, trust = tables.read("labels"), pa.concat_tables([tables.read("trust"), tables.read("model_trust")])
+    if not rows.num_rows and not trust.num_rows:
+        return None
+    order = list(plots.STATUS_COLOURS)
+    counts = _count(rows, "status")
+    statuses = [
+        {"name": s, "count": counts[s], "colour": plots.STATUS_COLOURS.get(s, plots.SOFT)}
+        for s in sorted(counts, key=lambda s: (order.index(s) if s in order else len(order), s))
+    ]
+    # A slice is worth a line where it has a certificate of its own; the verdict tells of all of them.
+    told = trust.filter(pc.or_(pc.equal(trust.column("slice"), "all"), trust.column("certified")))
+    return {
+        "rows": rows.num_rows,
+        "statuses": statuses,
+        "reliability": _reliability(tables),
+        "queue": tables.read("review_queue").num_rows,
+        "pictures": gallery.pictures(_label_shots(rows)),
+        "trust": told.sort_by(
+            [("class_name", "ascending"), ("slice", "ascending"), ("producer", "ascending")]
+        ).to_pylist(),
+        "top": 1.0,
+        "unknown": [t for t in tables.read("vocabulary").to_pylist() if t["matched"] is None],
+    }
+
+
+def _reliability(tables: Tables) -> dict[str, str] | None:
+    """What the labellers' scores are worth on gold, before and after calibration."""
+    rows = tables.read("reliability")
+    overall = rows.filter(pc.equal(rows.column("class_name"), "all"))
+    if not overall.num_rows:
+        return None
+    return {"title": "Do scores mean what they say?", "uri": chart(plots.reliability(overall, form="svg"))}
+
+
+def _label_shots(rows: pa.Table) -> list[Shot]:
+    """Twelve labelled images, spread over the batches."""
+    found = rows.group_by(["batch", "image_id"]).aggregate([([], "count_all")])
+    candidates = found.sort_by([("batch", "ascending"), ("image_id", "ascending")]).to_pylist()
+    shots = []
+    for row in _round_robin(candidates, "batch", 12):
+        mine = schema.where_in(rows, "image_id", [row["image_id"]])
+        drawn = tuple(
+            mark
+            for status, colour in plots.STATUS_COLOURS.items()
+            if status != "rejected"
+            for mark in marks(schema.where_in(mine, "status", [status]), colour)
+        )
+        tally = Counter(mine.column("status").to_pylist())
+        told = ", ".join(f"{n} {s.replace('_', ' ')}" for s, n in sorted(tally.items()))
+        names = sorted(set(mine.filter(pc.is_null(mine.column("x1"))).column("class_name").to_pylist()))
+        shots.append(Shot(row["image_id"], row["batch"], ", ".join([*names, told]), drawn))
+    return shots
+
+
+def metrics(tables: Tables, gallery: Gallery) -> Section:
+    """How models do, overall and by slice."""
+    evaluation = tables.read("evaluation")
+    rows = [r for r in evaluation.to_pylist() if r["split"] == tables.split]
+    if not rows:
+        return None
+    names = sorted({r["metric"] for r in rows}, key=_metric_order)
+    overall = {(r["model"], r["metric"]): r for r in rows if r["slice"] == "all" and r["class_name"] == "all"}
+    primary = next((m for m in names if any(k[1] == m for k in overall)), names[0])
+    per_class = [r for r in rows if r["slice"] == "all" and r["class_name"] != "all" and r["metric"] == primary]
+    slices = [r for r in rows if r["class_name"] == "all" and r["metric"] == primary]
+    return {
+        "split": tables.split,
+        "primary": primary,
+        "names": [n for n in names if any(k[1] == n for k in overall)],
+        "models": [
+            {"model": m, "cells": {n: overall.get((m, n)) for n in names}, "champion": m == tables.champion}
+            for m in sorted({m for m, _ in overall})
+        ],
+        "classes": sorted(per_class, key=lambda r: (r["class_name"], r["model"])),
+        "charts": _metric_charts(tables, evaluation, primary, sliced=len({r["slice"] for r in slices}) > 1),
+        "top": _scale(slices),
+        "slices": sorted(slices, key=lambda r: (r["slice"] != "all", r["slice"], r["model"])),
+    }
+
+
+def _metric_order(name: str) -> tuple[int, str]:
+    return (_METRICS.index(name) if name in _METRICS else len(_METRICS)), name
+
+
+def _metric_charts(tables: Tables, evaluation: pa.Table, primary: str, *, sliced: bool) -> list[dict[str, str]]:
+    curves = pa.concat_tables([tables.read("curves"), tables.read("learning_curves")])
+    curves = curves.filter(pc.equal(curves.column("split"), tables.split))
+    kinds = set(curves.column("curve").to_pylist())
+    drawn: list[tuple[str, bytes]] = []
+    if sliced:
+        picture = plots.slice_bars(evaluation, primary, split=tables.split, models=tables.models, form="svg")
+        drawn.append((f"{primary} by slice", picture))
+    if "precision_recall" in kinds:
+        picture = plots.precision_recall(curves, models=tables.models, form="svg")
+        drawn.append(("Precision over recall", picture))
+    if "learning" in kinds:
+        drawn.append(
+            ("Learning curve", plots.learning_curve(curves, _zero_shot(tables, primary), metric=primary, form="svg"))
+        )
+    if "reliability" in kinds:
+        drawn.append(("Reliability", plots.reliability(curves, models=tables.models, form="svg")))
+    confusion = tables.read("confusion")
+    confusion = confusion.filter(pc.equal(confusion.column("split"), tables.split))
+    models = sorted(set(confusion.column("model").to_pylist()))
+    if models:
+        model = tables.champion if tables.champion in models else models[0]
+        mine = confusion.filter(pc.equal(confusion.column("model"), model))
+        drawn.append((f"Confusion of {producer_name(str(model))}", plots.confusion(mine, form="svg")))
+    return [{"title": title, "uri": chart(svg)} for title, svg in drawn]
+
+
+def _zero_shot(tables: Tables, metric: str) -> float | None:
+    """The best value that the verdict knows for an option that was not trained."""
+    untrained = [
+        row["value"]
+        for row in tables.read("verdict").to_pylist()
+        if row["option"] in ("foundation", "labeller") and row["metric"] == metric
+        if row["class_name"] == row["slice"] == "all" and row["value"] is not None
+    ]
+    return max(untrained, default=None)
+
+
+def slices(tables: Tables, gallery: Gallery) -> Section:
+    """The slices that the judged model does worst on, as galleries."""
+    rows = tables.read("slices").to_pylist()
+    if not rows:
+        return None
+    model = _judged(tables, {r["model"] for r in rows})
+    mine = [r for r in rows if r["model"] == model and r["value"] is not None and r["rest"] is not None]
+    # By p-value, so that it does not matter whether more or less of the metric is better.
+    worst = sorted(mine, key=lambda r: (not r["confirmed"], 1.0 if r["p_value"] is None else r["p_value"], r["slice"]))
+    shown = [r for r in worst if r["p_value"] is not None and r["p_value"] < 0.5][:4] or worst[:2]
+    known = set(tables.read("images").column("image_id").to_pylist())
+    common: dict[str, list[dict[str, Any]]] = defaultdict(list)
+    for row in tables.read("slice_traits").to_pylist():
+        common[row["slice"]].append(row)
+    return {
+        "model": model,
+        "total": len({r["slice"] for r in rows}),
+        "discovered": len({r["slice"] for r in rows if r["kind"] == "discovered"}),
+        "confirmed": sum(r["confirmed"] for r in mine),
+        "galleries": [
+            {
+                "row": r,
+                "common": common.get(r["slice"], []),
+                "pictures": gallery.pictures(_compared(tables, model, [m for m in r["members"] if m in known][:6])),
+            }
+            for r in shown
+        ],
+        "rows": worst[:30],
+    }
+
+
+def _judged(tables: Tables, models: set[str]) -> str:
+    return tables.champion if tables.champion in models else sorted(models)[0]
+
+
+def _compared(tables: Tables, model: str, image_ids: list[str]) -> list[Shot]:
+    """Images with people's boxes and those of the model."""
+    truth = schema.where_in(tables.read("ground_truth"), "image_id", image_ids)
+    answers = pa.concat_tables([tables.read("predictions"), tables.read("detections")])
+    answers = schema.where_in(schema.where_in(answers, "image_id", image_ids), "producer", [model])
+    answers = answers.filter(pc.greater_equal(answers.column("score"), 0.3))
+    shots = []
+    for image_id in image_ids:
+        people = schema.where_in(truth, "image_id", [image_id])
+        machine = schema.where_in(answers, "image_id", [image_id])
+        actual = ", ".join(sorted(set(people.filter(pc.is_null(people.column("x1"))).column("class_name").to_pylist())))
+        caption = actual or f"{people.num_rows} by people, {machine.num_rows} by the model"
+        shots.append(Shot(image_id, caption, marks=marks(people, _HUMAN) + marks(machine, _MODEL)))
+    return shots
+
+
+def failures(tables: Tables, gallery: Gallery) -> Section:
+    """Misses and false alarms, counted and shown."""
+    rows = tables.read("failures")
+    if not rows.num_rows:
+        return None
+    model = _judged(tables, set(rows.column("model").to_pylist()))
+    mine = rows.filter(pc.equal(rows.column("model"), model))
+    causes = Counter(c for found in mine.column("causes").to_pylist() for c in found)
+    order = [("error", "ascending"), ("cost", "descending"), ("score", "descending"), ("annotation_id", "ascending")]
+    ranked = mine.sort_by(order)
+    chosen = _round_robin(ranked.to_pylist(), "error", 12)
+    return {
+        "model": model,
+        "errors": [
+            {"name": e, "count": n, "colour": plots.ERROR_COLOURS.get(e, plots.SOFT)}
+            for e, n in sorted(_count(mine, "error").items(), key=lambda i: (-i[1], i[0]))
+        ],
+        "causes": sorted(causes.items(), key=lambda i: (-i[1], i[0])),
+        "pictures": gallery.pictures([_failure_shot(row) for row in chosen]),
+        "others": sorted(_count(rows, "model").items()),
+    }
+
+
+def _failure_shot(row: dict[str, Any]) -> Shot:
+    colour = plots.ERROR_COLOURS.get(row["error"], plots.SOFT)
+    box = () if row["x1"] is None else (((row["x1"], row["y1"], row["x2"], row["y2"]), colour),)
+    score = "" if row["score"] is None else f", score {row['score']:.2f}"
+    causes = ", ".join(row["causes"]).replace("_", " ")
+    if row["confused_with"]:
+        causes = causes.replace("confused", f"confused with {row['confused_with']}")
+    return Shot(row["image_id"], f"{row['error']}: {row['class_name']}{score}", causes, box, crop=True)
+
+
+def costs(tables: Tables, gallery: Gallery) -> Section:
+    """What the work took, by stage."""
+    rows = tables.read("costs")
+    if not rows.num_rows:
+        return None
+    found = rows.to_pylist()
+    stages: dict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "money": 0.0, "tokens": 0})
+    for row in found:
+        for key in ("seconds", "money", "tokens"):
+            stages[row["stage"]][key] += row[key]
+    return {
+        "seconds": sum(r["seconds"] for r in found),
+        "money": sum(r["money"] for r in found),
+        "tokens": sum(r["tokens"] for r in found),
+        "currency": found[0]["currency"],
+        "entries": len(found),
+        "stages": sorted(({"name": n, **v} for n, v in stages.items()), key=lambda s: (-s["seconds"], s["name"])),
+        "chart": {"title": "Where the time went", "uri": chart(plots.cost_bars(rows, form="svg"))},
+    }
+
+
+def models(tables: Tables, gallery: Gallery) -> Section:
+    """Trained models, the one in charge, and what was exported."""
+    trained = tables.read("models").sort_by([("model", "ascending")]).to_pylist()
+    champion, deployed = tables.read("champion").to_pylist(), tables.read("deployment").to_pylist()
+    if not trained and not champion and not deployed:
+        return None
+    main = next((m for m in trained if m["model"] == tables.champion), trained[0] if trained else None)
+    histories = [main] if main and main["history"] not in ("", "[]") else []
+    return {
+        "trained": trained,
+        "champion": champion,
+        "deployed": deployed,
+        "training_rows": tables.read("training_set").num_rows,
+        "origins": sorted(_count(tables.read("training_set"), "origin").items()),
+        "charts": [
+            {
+                "title": f"Training loss of {producer_name(m['model'])}",
+                "uri": chart(plots.training_loss(m["history"], form="svg")),
+            }
+            for m in histories
+        ],
+    }
+
+
+def provenance(tables: Tables, gallery: Gallery) -> Section:
+    """Who made which rows, and the receipts of the tables."""
+    producers: Counter[tuple[str, str]] = Counter()
+    for name in ("ground_truth", "detections", "masks", "tags", "labels", "predictions"):
+        producers.update({(p, name): n for p, n in _count(tables.read(name), "producer").items()})
+    producers.update({(p, "embeddings"): n for p, n in _count(tables.read("embeddings"), "encoder").items()})
+    made = [_made(tables.store, n) for n in schema.TABLES if n != "report" and tables.store.exists(n)]
+    if not made:
+        return None
+    return {
+        "producers": [{"producer": p, "table": t, "rows": n} for (p, t), n in sorted(producers.items())],
+        "tables": made,
+        "latest": max((m["at"] for m in made), default=""),
+    }
+
+
+def _made(store: Store, name: str) -> dict[str, Any]:
+    batches: list[str | None] = list(store.batches(name)) if schema.table(name).batched else [None]
+    receipts = [r for b in batches if (r := store.receipt(name, b)) is not None]
+    return {
+        "name": name,
+        "doc": schema.table(name).doc,
+        "batches": len(batches) if schema.table(name).batched else None,
+        "rows": sum(r.rows for r in receipts),
+        "at": max((str(r.written_by.get("at", "")) for r in receipts), default=""),
+        "content": receipts[0].content if len(receipts) == 1 else "",
+    }
+
+
+SECTIONS: dict[str, Callable[[Tables, Gallery], Section]] = {
+    "verdict": verdict,
+    "overview": overview,
+    "quality": quality,
+    "labels": labels,
+    "metrics": metrics,
+    "slices": slices,
+    "failures": failures,
+    "drift": drift,
+    "costs": costs,
+    "models": models,
+    "provenance": provenance,
+}
+
+
+# -- counting -------------------------------------------------------------------------------------
+
+
+def _count(rows: pa.Table, *columns: str) -> dict[Any, int]:
+    """How many rows each value (or tuple of values) has."""
+    counted = rows.group_by(list(columns)).aggregate([([], "count_all")])
+    keys = zip(*(counted.column(c).to_pylist() for c in columns), strict=True)
+    values = counted.column("count_all").to_pylist()
+    return {k if len(columns) > 1 else k[0]: n for k, n in zip(keys, values, strict=True)}
+
+
+def _distinct(rows: pa.Table, group: str, column: str) -> dict[str, int]:
+    """How many different values of `column` each value of `group` has."""
+    counted = rows.group_by([group]).aggregate([(column, "count_distinct")])
+    return dict(
+        zip(
+            counted.column(group).to_pylist(),
+            counted.column(f"{column}_count_distinct").to_pylist(),
+            strict=True,
+        )
+    )
+
+
+def _round_robin(rows: list[dict[str, Any]], key: str, limit: int) -> list[dict[str, Any]]:
+    """Up to `limit` rows, taken from the values of `key` in turn, the order within each kept."""
+    groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
+    for row in rows:
+        groups[row[key]].append(row)
+    longest = max((len(g) for g in groups.values()), default=0)
+    turns = [group[i] for i in range(longest) for group in groups.values() if i < len(group)]
+    return turns[:limit]

@@ -1,0 +1,112 @@
+"""Boxes to masks."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from pipeline import schema
+from pipeline.compute import Compute, map_batches
+from pipeline.config import ProjectConfig
+from pipeline.images import Reader
+from pipeline.models.profiles import build_segmenter
+from pipeline.models.roles import Segments
+from pipeline.store import Staging
+
+_IDS, _BOXES = "annotation_ids", "boxes"
+
+
+class SegmentWorker:
+    """Rows of `images` with their boxes (see `with_boxes`) to rows of `masks`.
+
+    Images that can no longer be read have no rows.
+    """
+
+    def __init__(self, config: ProjectConfig) -> None:
+        self._segmenter = build_segmenter(config)
+        self._reader = Reader(config.source.max_pixels)
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        """One mask a box, in the order of the boxes."""
+        keys = rows.select(["image_id", "batch", _IDS, _BOXES]).to_pylist()
+        read = [
+            (key, image) for key, image in zip(keys, self._reader.read_rows(rows), strict=True) if image is not None
+        ]
+        boxes = [np.asarray(key[_BOXES], np.float64).reshape(-1, 4) for key, _ in read]
+        drawn = self._segmenter.segment([image for _, image in read], boxes)
+        return mask_rows([key for key, _ in read], [key[_IDS] for key, _ in read], drawn, self._segmenter.producer)
+
+
+def mask_rows(
+    images: Sequence[Mapping[str, Any]], annotations: Sequence[Sequence[str]], drawn: Sequence[Segments], producer: str
+) -> pa.Table:
+    """Rows of `masks`.
+
+    Args:
+        images: `image_id` and `batch` of each. annotations: the ids that its masks belong to.
+    """
+    owner = np.repeat(np.arange(len(drawn)), [len(d.masks) for d in drawn]).tolist()
+    unknown = [np.full(len(d.masks), np.nan, np.float32) if d.stability is None else d.stability for d in drawn]
+    return schema.table("masks").from_columns(
+        {
+            "annotation_id": pa.array([name for names in annotations for name in names], pa.string()),
+            "image_id": pa.array([images[i]["image_id"] for i in owner], pa.string()),
+            "batch": pa.array([images[i]["batch"] for i in owner], pa.string()),
+            "producer": pa.array([producer] * len(owner), pa.string()),
+            "mask": pa.array([mask for d in drawn for mask in d.masks], pa.string()),
+            "area": pa.array(np.concatenate([np.zeros(0, np.int64), *(d.area for d in drawn)])),
+            "score": pa.array(np.concatenate([np.zeros(0, np.float32), *(d.scores for d in drawn)])),
+            "stability": pa.array(np.concatenate([np.zeros(0, np.float32), *unknown]), from_pandas=True),
+        }
+    )
+
+
+def segment(
+    annotations: pa.Table, images: pa.Table, config: ProjectConfig, compute: Compute, staging: Staging
+) -> pa.Table:
+    """Rows of `masks` for every row of `annotations` that has a box, image by image.
+
+    Args:
+        annotations: rows of detections, ground_truth, …; their images must be among `images`.
+
+    Raises:
+        WeightsError: the profile's checkpoints are not there.
+    """
+    return map_batches(SegmentWorker, {"config": config}, with_boxes(images, annotations), compute, staging)
+
+
+def with_boxes(images: pa.Table, annotations: pa.Table) -> pa.Table:
+    """The rows of `images` that have boxes, with two more columns: `annotation_ids` (list of strings)
+    and `boxes` (flat list of x1, y1, x2, y2), in the order of `annotations`.
+    """
+    boxed = annotations.filter(pc.is_valid(annotations.column("x1")))
+    rows, columns = _group(boxed, images)
+    wanted = images.take(pa.array(rows, pa.int64()))
+    for name, values in columns.items():
+        wanted = wanted.append_column(name, values)
+    return wanted
+
+
+def _group(boxed: pa.Table, images: pa.Table) -> tuple[np.ndarray, dict[str, pa.Array]]:
+    """Indices of the images that have boxes, and their ids and boxes as list arrays."""
+    owner = pc.index_in(_key(boxed), _key(images)).fill_null(-1).to_numpy()
+    order = np.argsort(owner, kind="stable")
+    order = order[owner[order] >= 0]
+    rows, counts = np.unique(owner[order], return_counts=True)
+    offsets = np.concatenate([[0], np.cumsum(counts)]).astype(np.int32)
+    names = boxed.column("annotation_id").combine_chunks().take(pa.array(order, pa.int64()))
+    corners = schema.box_array(boxed)[order].astype(np.float32)
+    return rows, {
+        _IDS: pa.ListArray.from_arrays(pa.array(offsets), names),
+        _BOXES: pa.ListArray.from_arrays(pa.array(offsets * 4), pa.array(corners.ravel())),
+    }
+
+
+def _key(rows: pa.Table) -> pa.Array:
+    """An image's key in its table: its id and batch, joined."""
+    joined = pc.binary_join_element_wise(rows.column("image_id"), rows.column("batch"), "\x1f")
+    return joined.combine_chunks() if isinstance(joined, pa.ChunkedArray) else joined

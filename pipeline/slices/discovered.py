@@ -1,0 +1,87 @@
+"""Slices found in the space of embeddings: regions in which a model errs more than elsewhere."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+from numpy.typing import NDArray
+
+from pipeline.config import EvaluationConfig
+from pipeline.ids import joined
+from pipeline.slices.honest import LEAST_IMAGES, confirmed, first_half, found_row
+from pipeline.slices.regions import find_regions
+
+
+@dataclass(frozen=True)
+class Embedded:
+    """Held-out images that have a vector.
+
+    Attributes:
+        ids: n image ids, sorted. vectors: (n, d). first: (n,) True in the half on which regions are looked for.
+        names: the classes that `kinds` counts. kinds: (n,) class of images of one class only, -1 for others.
+    """
+
+    ids: list[str]
+    vectors: NDArray[np.floating]
+    first: NDArray[np.bool_]
+    names: list[str]
+    kinds: NDArray[np.int64]
+
+
+def embedded(
+    image_ids: Iterable[str],
+    ids: Sequence[str],
+    vectors: NDArray[np.floating],
+    locations: Mapping[str, str] | None = None,
+    classes: Mapping[str, Sequence[str] | None] | None = None,
+) -> Embedded:
+    """Those `image_ids` that are among `ids`, whose vectors are (n, d).
+
+    Args:
+        locations: of images. classes: what is in each image; those of one class can make a slice together.
+    """
+    place = {image: k for k, image in enumerate(ids)}
+    known = sorted(set(image_ids) & set(place))
+    single = [said[0] if (said := (classes or {}).get(i)) and len(said) == 1 else None for i in known]
+    names = sorted({name for name in single if name is not None})
+    number = {name: k for k, name in enumerate(names)}
+    kinds = np.array([-1 if name is None else number[name] for name in single], np.int64)
+    points = np.asarray(vectors)[[place[i] for i in known]]
+    return Embedded(known, points, first_half(known, locations), names, kinds)
+
+
+def discovered(model: str, errors: pa.Table, images: Embedded, config: EvaluationConfig) -> list[dict[str, Any]]:
+    """Rows of `slices` for at most `config.discover` regions in which `model` errs more than elsewhere.
+
+    Regions are found on the first half; value, rest and p-value are those of the other half. Images that
+    were not measured are left out. Members are listed in the order in which they show what is wrong: those
+    that err first, nearest first.
+    """
+    known = dict(zip(errors.column("image_id").to_pylist(), errors.column("error").to_pylist(), strict=True))
+    error = np.array([known.get(i, np.nan) for i in images.ids], np.float64)
+    measured = np.isfinite(error)
+    ids = [i for i, seen in zip(images.ids, measured, strict=True) if seen]
+    if not ids or not config.discover:
+        return []
+    error, first = error[measured], images.first[measured]
+    vectors, kinds = images.vectors[measured], images.kinds[measured]
+    regions = find_regions(vectors[first], error[first], kinds[first], most=config.discover, least=LEAST_IMAGES)
+    apart = regions.distances(vectors, kinds)
+    inside = np.isfinite(apart)
+    shown = np.lexsort((apart.T, np.broadcast_to(error <= error.mean(), apart.T.shape)), axis=-1)
+    rows = []
+    for k, region in enumerate(regions.found):
+        if min((inside[first, k]).sum(), (inside[~first, k]).sum()) < LEAST_IMAGES:
+            continue
+        of = "" if region.kind is None else f", class '{images.names[region.kind]}'"
+        definition = (
+            f"region {k + 1} of {len(regions.found)} of the embeddings{of}, found on half of the held-out images"
+        )
+        name = f"region_{joined(i for i, chosen in zip(ids, inside[:, k], strict=True) if chosen)[:8]}"
+        row = found_row("discovered", name, definition, model, ids, error, inside[:, k], first)
+        rows.append(row | {"members": [ids[i] for i in shown[k] if inside[i, k]]})
+    return confirmed(rows, config)

@@ -1,0 +1,101 @@
+"""The table `slices`: declared, searched and discovered ones together."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from numpy.typing import NDArray
+
+from pipeline import schema
+from pipeline.config import EvaluationConfig
+from pipeline.slices.columns import columns_of
+from pipeline.slices.discovered import discovered, embedded
+from pipeline.slices.honest import LEAST_IMAGES, confirmed, first_half, row
+from pipeline.slices.searched import searched
+from pipeline.slices.stable import keep_names
+from pipeline.slices.traits import Known, titles, traits
+
+
+def slice_table(
+    members: pa.Table,
+    errors: pa.Table,
+    facts: pa.Table,
+    ids: Sequence[str],
+    vectors: NDArray[np.floating],
+    config: EvaluationConfig,
+    *,
+    words: Mapping[str, NDArray[np.floating]] | None = None,
+    before: pa.Table | None = None,
+) -> dict[str, pa.Table]:
+    """`slices`: every declared, searched and discovered slice, and each model's error on it; and `slice_traits`.
+
+    Args:
+        members: the table `declared_slices`.
+        errors: (model, image_id, error) of held-out images, `error` in [0, 1].
+        facts: what is known of each image, as `per_image` returns it.
+        ids, vectors: n image ids and their (n, d) unit vectors; images without one are in no discovered slice.
+
+        words: vocabulary that found slices are named with, each with its vector.
+        before: `slices` of the run before, whose names the same slices keep.
+
+    Returns:
+        value and rest are mean errors, and p_value the one-sided probability of such a difference
+        were the slice like the rest. Images are taken as exchangeable, so tiles of few photos make
+        p-values too small.
+    """
+    told = dict(zip(members.column("slice").to_pylist(), members.column("definition").to_pylist(), strict=True))
+    held_out = sorted(set(errors.column("image_id").to_pylist()))
+    facts = _one_row_each(facts, held_out)
+    locations = dict(zip(facts.column("image_id").to_pylist(), facts.column("location").to_pylist(), strict=True))
+    columns = columns_of(facts, LEAST_IMAGES)
+    known = facts.column("image_id").to_pylist()
+    first = first_half(known, locations)
+    classes = (
+        dict(zip(known, facts.column("classes").to_pylist(), strict=True)) if "classes" in facts.schema.names else {}
+    )
+    images = embedded(held_out, ids, vectors, locations, classes)
+    rows: list[dict[str, Any]] = []
+    for model in sorted(errors.column("model").unique().to_pylist()):
+        mine = errors.filter(pc.equal(errors.column("model"), model)).sort_by("image_id")
+        rows += _declared_rows(model, mine, members, told, config)
+        error = _error_of(facts.column("image_id"), mine)
+        rows += searched(model, known, error, columns, first, config)
+        rows += discovered(model, mine, images, config)
+    if before is not None:
+        rows = keep_names(rows, before, held_out)
+    common = traits(rows, Known.of(known, columns, ids, vectors, words or {}), config)
+    named = titles(common)
+    rows = [row | {"title": named.get(row["slice"])} for row in rows]
+    return {"slices": schema.table("slices").from_rows(rows), "slice_traits": common}
+
+
+def _one_row_each(facts: pa.Table, ids: Sequence[str]) -> pa.Table:
+    """The first row of each of the images `ids`, in their order."""
+    place = pc.index_in(pa.array(ids, pa.string()), facts.column("image_id"))
+    return facts.take(place.drop_null())
+
+
+def _error_of(ids: pa.ChunkedArray, errors: pa.Table) -> NDArray[np.float64]:
+    """Errors of images, NaN for those that were not measured."""
+    place = pc.index_in(ids, errors.column("image_id").combine_chunks())
+    return errors.column("error").take(place).to_numpy().astype(np.float64)
+
+
+def _declared_rows(
+    model: str, errors: pa.Table, members: pa.Table, definitions: dict[str, str], config: EvaluationConfig
+) -> list[dict[str, Any]]:
+    ids = errors.column("image_id")
+    error = errors.column("error").to_numpy()
+    rows = []
+    for name in members.column("slice").unique().to_pylist():
+        if name != "all":
+            chosen = members.filter(pc.equal(members.column("slice"), name)).column("image_id")
+            inside = pc.is_in(ids, chosen.combine_chunks())
+            found = ids.filter(inside).to_pylist()
+            flags = np.asarray(inside.to_numpy(), bool)
+            rows.append(row(name, "declared", definitions.get(name, ""), model, error, flags, found))
+    return confirmed(rows, config)

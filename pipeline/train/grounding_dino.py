@@ -1,0 +1,110 @@
+"""Grounding DINO learns a project's classes from boxes: its prompts are asked in captions of random order."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+
+from pipeline.config import TrainingConfig
+from pipeline.errors import ConfigError
+from pipeline.models import grounding_dino_net as net
+from pipeline.models.captions import LIMIT, Caption, WordPieces, clean, pack
+from pipeline.models.grounding_dino import MEAN, STD
+from pipeline.ontology import Ontology
+from pipeline.train.loop import layer_rates
+from pipeline.train.scenes import Crop, Crops
+from pipeline.train.set_loss import Objects, set_loss
+
+TIMES = 4  # proposals of the encoder that each object teaches
+_TOWERS = ("backbone.", "bert.")
+
+
+class DinoLearner:
+    """Grounding DINO, from a checkpoint of its package's layout.
+
+    Args:
+        crops: examples at the scale that the network sees photos in.
+        tune: `decoder` keeps the image and text towers as they are, `all` trains them too.
+
+    Raises:
+        ConfigError: `tune` is something else, or one class's prompts fill a caption.
+    """
+
+    def __init__(
+        self, network: Any, crops: Crops, ontology: Ontology, words: WordPieces, config: TrainingConfig, tune: str
+    ) -> None:
+        if tune not in ("decoder", "all"):
+            raise ConfigError(f"training.tune: Grounding DINO cannot be tuned by {tune!r}", "use decoder or all")
+        self.network, self._crops, self._words, self._config = network, crops, words, config
+        self._prompts = [[clean(prompt) for prompt in c.prompts] for c in ontology]
+        for name, parameter in network.named_parameters():
+            # The pooler answers no question here.
+            trained = tune == "all" or not name.startswith(_TOWERS)
+            parameter.requires_grad_(trained and not name.startswith("bert.pooler."))
+        self._device = next(network.parameters()).device
+
+    def rates(self) -> Iterable[tuple[str, float]]:
+        names = [name for name, p in self.network.named_parameters() if p.requires_grad]
+        every = [name for name, _ in self.network.named_parameters()]
+        towers = [name for name in names if name.startswith(_TOWERS)]
+        yield from layer_rates(towers, every, self._config.learning_rate, self._config.layer_decay)
+        yield from ((name, self._config.learning_rate) for name in names if not name.startswith(_TOWERS))
+
+    def draw(self, number: int) -> tuple[int, Crop]:
+        return number, self._crops.draw(number)
+
+    def loss(self, examples: list[tuple[int, Crop]]) -> Any:
+        import torch
+
+        crops = [crop for _, crop in examples]
+        random = np.random.default_rng([self._config.seed, examples[0][0], 1])
+        shown = {int(c) for crop in crops for c in crop.classes[~crop.ignore]}
+        caption, spans = self._caption(random, shown)
+        mean, std = (torch.tensor(v, device=self._device).view(3, 1, 1) for v in (MEAN, STD))
+        images = [
+            torch.from_numpy(c.pixels).to(self._device).permute(2, 0, 1).float().div(255).sub(mean).div(std)
+            for c in crops
+        ]
+        features = net.encode_images(self.network, images)
+        text = net.encode_caption(self.network, caption)
+        objects = [self._objects(crop, caption, spans) for crop in crops]
+        answers = net.all_answers(self.network, features, [text] * len(crops))
+        losses = [set_loss(*answers[0], objects, TIMES), *(set_loss(*a, objects) for a in answers[1:])]
+        return torch.stack(losses).sum()
+
+    def _caption(self, random: np.random.Generator, shown: Iterable[int]) -> tuple[Caption, dict[int, int]]:
+        """One prompt a class in random order, those of the classes in sight first to be kept; class -> its place."""
+        first = set(shown)
+        order = [int(c) for c in random.permutation(len(self._prompts))]
+        chosen = {c: self._prompts[c][random.integers(len(self._prompts[c]))] for c in order}
+        kept: list[int] = []
+        room = LIMIT - 2
+        for c in sorted(order, key=lambda c: c not in first):
+            length = len(self._words.encode(chosen[c])) + 1
+            # Two classes with one prompt share its tokens.
+            if length <= room or chosen[c] in {chosen[k] for k in kept}:
+                kept.append(c)
+                room -= 0 if chosen[c] in {chosen[k] for k in kept[:-1]} else length
+        kept.sort(key=order.index)
+        (caption, *_) = pack([[chosen[c]] for c in kept], self._words)
+        return caption, {c: caption.prompts.index(chosen[c]) for c in kept}
+
+    def _objects(self, crop: Crop, caption: Caption, places: dict[int, int]) -> Objects:
+        import torch
+
+        size = crop.pixels.shape[0]
+        boxes = np.concatenate([(crop.boxes[:, :2] + crop.boxes[:, 2:]) / 2, crop.boxes[:, 2:] - crop.boxes[:, :2]], 1)
+        boxes = boxes / size
+        asked = np.array([int(c) in places for c in crop.classes], bool)
+        taught = ~crop.ignore & asked
+        tokens = np.zeros((int(taught.sum()), len(caption.tokens)), np.float32)
+        for row, c in enumerate(crop.classes[taught]):
+            start, end = caption.spans[places[int(c)]]
+            tokens[row, start:end] = 1
+        ignore = boxes[crop.ignore]
+        return Objects(*(self._tensor(a, torch) for a in (boxes[taught], tokens, ignore)))
+
+    def _tensor(self, values: Any, torch: Any) -> Any:
+        return torch.as_tensor(np.asarray(values, np.float32), device=self._device)

@@ -1,0 +1,73 @@
+"""Comparisons of models against tests by other hands, and by how often they cry wolf."""
+
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from scipy.stats import binom
+
+from pipeline.evaluate import compare, evaluate
+from pipeline.intervals import holm
+
+CLASSES = ["a", "b"]
+
+
+def test_classes_are_compared_by_the_images_on_which_two_models_differ(tables) -> None:
+    ids = [f"i{k:02d}" for k in range(40)]
+    truth = tables.truth([(i, "a", None) for i in ids])
+    wrong = {"one@1#0": set(ids[:3]), "two@1#0": set(ids[2:14]), "same@1#0": set(ids[:3])}
+    said = [tables.boxes([(i, "b" if i in bad else "a", None, 0.9) for i in ids], m) for m, bad in wrong.items()]
+    config = tables.config(CLASSES, task="classification")
+    rows = compare(pa.concat_tables(said), truth, tables.splits(ids), tables.members({"few": ids[:2]}), config)
+    found = {(r["model"], r["other"], r["slice"]): r for r in rows.to_pylist()}
+    assert len(found) == 6
+    row = found["one@1#0", "two@1#0", "all"]
+    # Two are right only in one, eleven only in the other.
+    assert row["p_value"] == pytest.approx(2 * binom.cdf(2, 13, 0.5))
+    assert row["difference"] == pytest.approx(37 / 40 - 28 / 40) and row["low"] < row["difference"] < row["high"]
+    assert found["one@1#0", "same@1#0", "all"]["p_value"] == 1.0
+    corrected = holm(np.array([r["p_value"] for r in rows.to_pylist()]))
+    assert [r["corrected"] for r in rows.to_pylist()] == pytest.approx(corrected.tolist())
+    assert all(r["better"] is None for r in found.values())  # 0.022 is not enough after six looks
+
+
+def test_boxes_are_compared_on_the_same_samples(tables) -> None:
+    generator = np.random.default_rng(0)
+    ids = [f"i{k:02d}" for k in range(40)]
+    boxes = [(i, "a", (x, 0, x + 10, 10)) for i in ids for x in (0, 20, 40)]
+    truth = tables.truth(boxes)
+    good = tables.boxes([(*b, 0.5) for b in boxes], "good@1#0")
+    poor = [(i, c, np.array(b) + generator.integers(-4, 5, 4), generator.random()) for i, c, b in boxes]
+    models = pa.concat_tables([good, tables.boxes(poor, "poor@1#0")])
+    config, splits = tables.config(CLASSES), tables.splits(ids)
+    (row,) = compare(models, truth, splits, tables.members({}), config).to_pylist()
+    evaluation = evaluate(models, truth, splits, tables.members({}), config)["evaluation"]
+    for model, name in (("good@1#0", "value"), ("poor@1#0", "other_value")):
+        assert row[name] == pytest.approx(tables.metric(evaluation, "AP50", model=model)["value"])
+    assert row["better"] == "good@1#0" and row["p_value"] == pytest.approx(2 / 2001) and row["low"] > 0
+
+
+def test_two_equal_models_are_rarely_told_apart(tables) -> None:
+    """100 pairs of detectors with the same, independent, errors."""
+    generator, alarms = np.random.default_rng(1), 0
+    ids = [f"i{k:02d}" for k in range(25)]
+    truth = tables.truth([(i, "a", (0, 0, 10, 10)) for i in ids])
+    config = tables.config(CLASSES)
+    for _ in range(100):
+        said = [
+            tables.boxes([(i, "a", (0, 0, 10, 10 if generator.random() < 0.7 else 3), 0.5) for i in ids], m)
+            for m in ("one@1#0", "two@1#0")
+        ]
+        (row,) = compare(pa.concat_tables(said), truth, tables.splits(ids), tables.members({}), config).to_pylist()
+        alarms += row["better"] is not None
+    assert alarms <= 11  # 5 expected; 11 are exceeded by chance once in 170
+
+
+def test_nothing_to_compare(tables) -> None:
+    truth = tables.truth([("x", "a", (0, 0, 9, 9))])
+    one = tables.boxes([("x", "a", (0, 0, 9, 9), 0.9)])
+    config = tables.config(CLASSES)
+    assert compare(one, truth, tables.splits(["x"]), tables.members({}), config).num_rows == 0
+    (row,) = compare(one, truth, tables.splits(["x"]), tables.members({}), config, ["silent@1#0"]).to_pylist()
+    assert row["p_value"] is None and row["difference"] == pytest.approx(1.0)  # one image cannot be resampled

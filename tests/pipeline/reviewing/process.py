@@ -1,0 +1,28 @@
+"""`cvp review` in a process of its own."""
+
+from __future__ import annotations
+
+import http.client
+import os
+import re
+import subprocess
+import sys
+
+from pipeline.config import Project
+
+_CVP = (sys.executable, "-c", "from pipeline.cli import main; main()")
+
+
+def started(project: Project, port: int = 0) -> tuple[subprocess.Popen[str], int, str]:
+    """The process, its port and the token of its page, once it answers."""
+    command = [*_CVP, "review", str(project.folder), "--reviewer", "ann", "--port", str(port)]
+    process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True, env=os.environ)
+    assert process.stdout is not None
+    found = re.search(r":(\d+)/", process.stdout.readline())
+    assert found
+    connection = http.client.HTTPConnection("127.0.0.1", int(found[1]), timeout=10)
+    connection.request("GET", "/")
+    token = re.search(r'cvp-token" content="([^"]+)"', connection.getresponse().read().decode())
+    connection.close()
+    assert token
+    return process, int(found[1]), token[1]

@@ -1,0 +1,161 @@
+from __future__ import annotations
+
+import numpy as np
+import pyarrow as pa
+
+from pipeline import slices
+from pipeline.config import EvaluationConfig, SliceConfig
+from pipeline.ids import seed
+from pipeline.slices.columns import columns_of
+from pipeline.slices.discovered import discovered, embedded
+from pipeline.slices.honest import first_half
+from pipeline.slices.searched import searched
+
+MODEL = "m@1#0"
+
+
+def clustered(per_cluster: int, clusters: int) -> tuple[list[str], np.ndarray, np.ndarray]:
+    generator = np.random.default_rng(1)
+    centres = np.eye(clusters, 16)
+    label = np.repeat(np.arange(clusters), per_cluster)
+    vectors = centres[label] + generator.normal(0, 0.05, (len(label), 16))
+    ids = [f"{seed('image', k):08x}" for k in range(len(label))]
+    return ids, (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32), label
+
+
+def errors_of(ids: list[str], error: np.ndarray) -> pa.Table:
+    return pa.table({"model": pa.array([MODEL] * len(ids), pa.string()), "image_id": ids, "error": error})
+
+
+def facts_of(ids: list[str], **columns: object) -> pa.Table:
+    return pa.table({"image_id": pa.array(ids, pa.string()), "location": pa.array(ids, pa.string()), **columns})
+
+
+def made(tables, ids, error, facts=None, vectors=None, embedded=(), **config) -> pa.Table:
+    none = np.zeros((0, 4))
+    members = tables.members(config.pop("members", {}))
+    told = [next((s.where for s in config.get("slices", []) if s.name == n), "") for n in members["slice"].to_pylist()]
+    members = members.append_column("definition", pa.array(told, pa.string()))
+    settings = EvaluationConfig(**({"discover": 0, "search": 0} | config))
+    facts = facts_of(ids) if facts is None else facts
+    return slices.slice_table(
+        members, errors_of(ids, error), facts, embedded, none if vectors is None else vectors, settings
+    )["slices"]
+
+
+def test_a_planted_weak_cluster_is_found_and_confirmed(tables) -> None:
+    ids, vectors, label = clustered(100, 4)
+    generator = np.random.default_rng(2)
+    error = (generator.random(len(ids)) < np.where(label == 2, 0.6, 0.1)).astype(float)
+    table = made(tables, ids, error, vectors=vectors, embedded=ids, discover=4)
+    found = [r for r in table.to_pylist() if r["confirmed"]]
+    assert len(found) == 1 and found[0]["kind"] == "discovered" and found[0]["p_value"] < 0.01
+    planted = {i for i, c in zip(ids, label, strict=True) if c == 2}
+    listed = found[0]["members"]
+    assert len(planted & set(listed)) > 0.7 * len(planted) and len(set(listed) - planted) < 0.05 * len(listed)
+    assert found[0]["value"] > 0.4 > 0.2 > found[0]["rest"]
+    # Those that err come first.
+    wrong = dict(zip(ids, error, strict=True))
+    assert [wrong[i] for i in listed] == sorted((wrong[i] for i in listed), reverse=True)
+    # The order of images changes nothing.
+    order = generator.permutation(len(ids))
+    shuffled = [ids[k] for k in order]
+    again = made(tables, shuffled, error[order], vectors=vectors, embedded=ids, discover=4)
+    assert again.equals(table)
+
+
+def test_a_planted_conjunction_of_facts_is_found_and_confirmed(tables) -> None:
+    generator = np.random.default_rng(0)
+    ids = [f"{k:04d}" for k in range(600)]
+    site, dark = generator.choice(list("abc"), 600), generator.random(600)
+    planted = (site == "b") & (dark < 0.25)
+    error = (generator.random(600) < np.where(planted, 0.7, 0.1)).astype(float)
+    facts = facts_of(ids, site=site, brightness=dark)
+    # Facts may name an image twice, and images that were not held out.
+    facts = pa.concat_tables([facts, facts.slice(5, 9), facts_of(["x"], site=["a"], brightness=[0.1])])
+    table = made(tables, ids, error, facts, search=5)
+    worst = next(r for r in table.to_pylist() if r["confirmed"])
+    assert worst["kind"] == "searched" and worst["definition"].startswith("site = 'b' AND brightness < 0.2")
+    assert len(set(worst["members"]) & {i for i, p in zip(ids, planted, strict=True) if p}) > 0.9 * planted.sum()
+    # Its definition selects its members: it can be declared.
+    chosen = slices.declared(facts, [SliceConfig(name="weak", where=worst["definition"])])
+    weak = chosen.filter(pa.compute.equal(chosen["slice"], "weak"))["image_id"].to_pylist()
+    assert sorted(set(weak) & set(ids)) == worst["members"]
+
+
+def test_slices_that_say_nearly_the_same_are_listed_once(tables) -> None:
+    generator = np.random.default_rng(0)
+    ids = [f"{k:04d}" for k in range(400)]
+    site = generator.choice(list("abcd"), 400)
+    error = (generator.random(400) < np.where(site == "b", 0.8, 0.1)).astype(float)
+    noisy = {f"copy{k}": np.where(generator.random(400) < 0.02, "z", site) for k in range(4)}
+    rows = made(tables, ids, error, facts_of(ids, site=site, **noisy), search=5).to_pylist()
+    planted = {i for i, s in zip(ids, site, strict=True) if s == "b"}
+    assert sum(len(planted & set(r["members"])) > 0.5 * len(planted) for r in rows) == 1
+
+
+def test_errors_by_chance_are_hardly_ever_confirmed() -> None:
+    generator = np.random.default_rng(3)
+    ids = [f"{k:04d}" for k in range(300)]
+    columns = columns_of(pa.table({f"c{j}": generator.choice(list("abc"), 300) for j in range(6)}), 5)
+    first = first_half(ids)
+    found = confirmed = 0
+    for _ in range(200):
+        error = (generator.random(300) < 0.3).astype(float)
+        rows = searched(MODEL, ids, error, columns, first, EvaluationConfig())
+        found += bool(rows)
+        confirmed += any(row["confirmed"] for row in rows)
+    # At most 5 % in expectation; 20 or more of 200 would be as rare as 1 in 400.
+    assert found > 150 and confirmed < 20
+
+
+def test_regions_of_errors_by_chance_are_hardly_ever_confirmed() -> None:
+    ids, vectors, _ = clustered(60, 5)
+    images = embedded(ids, ids, vectors)
+    generator = np.random.default_rng(4)
+    found = confirmed = 0  # 13 or more of 100 would be as rare as 1 in 600
+    for _ in range(100):
+        error = (generator.random(300) < 0.3).astype(float)
+        rows = discovered(MODEL, errors_of(ids, error), images, EvaluationConfig())
+        found += bool(rows)
+        confirmed += any(row["confirmed"] for row in rows)
+    assert found > 75 and confirmed < 13
+
+
+def test_a_region_of_one_class_is_told_from_the_others_there() -> None:
+    ids, vectors, label = clustered(200, 3)
+    generator = np.random.default_rng(5)
+    said = generator.choice(["car", "bus"], len(ids))
+    error = (generator.random(len(ids)) < np.where((label == 1) & (said == "bus"), 0.8, 0.05)).astype(float)
+    images = embedded(ids, ids, vectors, classes={i: [c] for i, c in zip(ids, said, strict=True)})
+    errors = errors_of(ids, error).slice(1)  # one image was not measured
+    worst = max(discovered(MODEL, errors, images, EvaluationConfig()), key=lambda r: r["confirmed"])
+    assert worst["confirmed"] and "class 'bus'" in worst["definition"]
+    truth = dict(zip(ids, zip(label.tolist(), said, strict=True), strict=True))
+    assert {truth[i] for i in worst["members"]} == {(1, "bus")} and ids[0] not in worst["members"]
+
+
+def test_images_that_a_model_has_not_seen_are_left_out() -> None:
+    ids = [f"{k:04d}" for k in range(200)]
+    site = np.array(list("ab") * 100)
+    error = np.where(site == "b", 1.0, 0.0)
+    error[:50] = np.nan
+    columns = columns_of(pa.table({"site": site}), 5)
+    (row,) = searched(MODEL, ids, error, columns, first_half(ids), EvaluationConfig())
+    assert row["confirmed"] and row["members"] == [i for i, s in zip(ids[50:], site[50:], strict=True) if s == "b"]
+
+
+def test_declared_slices_are_tested_and_listed(tables) -> None:
+    ids = [f"i{k:02d}" for k in range(40)]
+    error = np.array([1.0] * 9 + [0.0] + [0.0] * 30)
+    members = {"all": ids, "weak": ids[:10], "fine": ids[10:]}
+    table = made(tables, ids, error, members=members, slices=[SliceConfig(name="weak", where="boxes > 3")])
+    rows = {r["slice"]: r for r in table.to_pylist()}
+    assert set(rows) == {"weak", "fine"}
+    assert rows["weak"]["confirmed"] and not rows["fine"]["confirmed"]
+    assert (rows["weak"]["value"], rows["weak"]["rest"], rows["weak"]["images"]) == (0.9, 0.0, 10)
+    assert rows["weak"]["definition"] == "boxes > 3" and rows["weak"]["members"] == ids[:10]
+
+
+def test_no_errors_at_all_give_no_slices(tables) -> None:
+    assert made(tables, [], np.zeros(0), search=5, discover=5).num_rows == 0

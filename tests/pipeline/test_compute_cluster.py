@@ -1,0 +1,61 @@
+"""Shards on Ray nodes that are processes of their own, through ray://: bounds, shares of GPUs, and a node that dies."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+from ray_nodes import Nodes, nodes
+
+pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
+SHARDS = 36
+
+
+def work(cluster: Nodes, folder: Path, **settings: Any) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "tests.pipeline.ray_work", cluster.address, str(folder), json.dumps(settings)]
+    environment = {**os.environ, **cluster.environment}
+    return subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def notes(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(path.read_text()) for path in folder.glob("*.note")]
+
+
+def test_a_node_lost_in_the_middle_costs_a_shard_and_no_row(tmp_path: Path) -> None:
+    """Two nodes with an actor each: the other does what is left, and the rows come back whole and in order."""
+    with nodes(2) as cluster:
+        running = work(cluster, tmp_path, workers=2, min_workers=2)
+        end = time.monotonic() + 300
+        while len({n["node"] for n in notes(tmp_path)}) < 2 and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        cluster.kill(1)
+        done = len(notes(tmp_path))
+        said, _ = running.communicate(timeout=400)
+        assert running.returncode == 0 and done < SHARDS, said
+    found = notes(tmp_path)
+    assert len({n["node"] for n in found}) == 2 and SHARDS <= len(found) <= SHARDS + 1
+
+
+def test_actors_share_gpus_and_wait_for_their_number(tmp_path: Path) -> None:
+    """Four actors on two GPUs: two on each, none before all are up, one shard each at a time; five are too many."""
+    with nodes(1, cpus=2, gpus=2) as cluster:
+        running = work(cluster, tmp_path, workers=4, min_workers=4, cpus=0.5, gpus=0.5)
+        said, _ = running.communicate(timeout=400)
+        assert running.returncode == 0, said
+        found = notes(tmp_path)
+        sharing = {n["gpus"]: {m["pid"] for m in found if m["gpus"] == n["gpus"]} for n in found}
+        assert len(found) == SHARDS and sorted(map(len, sharing.values())) == [2, 2]
+        at_once = [sum(m["began"] <= n["began"] < m["ended"] for m in found) for n in found]
+        assert max(at_once) <= 4 and {n["threads"] for n in found} == {"1"}
+
+        (tmp_path / "more").mkdir()
+        running = work(cluster, tmp_path / "more", workers=5, min_workers=5, gpus=0.5, cpus=0.1, patience=20)
+        said, _ = running.communicate(timeout=400)
+        assert running.returncode == 1 and "of 5 Ray actors came up within 20 s" in said, said
+        assert not notes(tmp_path / "more")

@@ -1,0 +1,75 @@
+"""Two runs over the same and neighbouring batches, an analyst in DuckDB and the UI, all at once, on one store."""
+
+from __future__ import annotations
+
+import time
+from collections import Counter
+from multiprocessing import get_context
+from pathlib import Path
+
+import pytest
+
+from pipeline import warehouse
+from pipeline.store import Store
+from pipeline.vectors import Vectors
+from tests.pipeline.curated_rows import quality_rows
+from tests.pipeline.test_vectors import rows, unit
+
+ROWS, TIMES = 60, 6
+
+
+def commit(uri: str, who: str, own: str) -> None:
+    """A run that makes the batch `shared` and its own one again and again, each time with other images."""
+    store, vectors = Store(uri), Vectors(uri)
+    for k in range(TIMES):
+        for batch in ("shared", own):
+            names = [f"{who}.{k}.{i}" for i in range(ROWS)]
+            store.write("quality", quality_rows(names, batch), batch, fingerprint=f"{who}.{k}")
+            vectors.replace_batch(batch, "e", [rows(names, unit(ROWS), batch, "e")])
+
+
+def torn(names: list[str]) -> str:
+    """What is wrong with a batch's images: they must be those of one commit, all of them, once each."""
+    commits = {name.rpartition(".")[0] for name in names}
+    return "" if len(commits) == 1 and len(set(names)) == len(names) == ROWS else f"{len(names)} of {sorted(commits)}"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(280)
+def test_readers_see_whole_commits_and_the_later_one_wins_whole(tmp_path: Path) -> None:
+    uri = str(tmp_path / "store")
+    for batch in ("shared", "a", "b"):
+        names = [f"seed.0.{i}" for i in range(ROWS)]
+        Store(uri).write("quality", quality_rows(names, batch), batch, fingerprint="seed.0")
+        Vectors(uri).replace_batch(batch, "e", [rows(names, unit(ROWS), batch, "e")])
+    views = warehouse.build(Store(uri))
+    runs = [get_context("spawn").Process(target=commit, args=(uri, who, who)) for who in ("a", "b")]
+    for run in runs:
+        run.start()
+    seen: Counter[str] = Counter()
+    while any(run.is_alive() for run in runs):
+        table = warehouse.query(views, "SELECT batch, image_id FROM quality")  # the analyst
+        for batch in ("shared", "a", "b"):
+            mine = table.filter(table.column("batch").to_numpy() == batch)
+            assert not torn(mine.column("image_id").to_pylist()), "DuckDB"
+            page = Store(uri).read("quality", batch).column("image_id").to_pylist()  # an asset's page
+            assert not torn(page), "the UI"
+            receipt = Store(uri).remembering().receipt("quality", batch)  # cvp status
+            assert receipt is not None and receipt.rows == ROWS
+            seen[page[0].rpartition(".")[0]] += 1
+        warehouse.build(Store(uri))
+        time.sleep(0.01)
+    for run in runs:
+        run.join()
+        assert run.exitcode == 0
+    assert len(seen) > 1, "the readers saw too little of what went on"
+    for batch in ("shared", "a", "b"):
+        names = Store(uri).read("quality", batch).column("image_id").to_pylist()
+        last = {name.rpartition(".")[0] for name in names}
+        assert not torn(names) and last <= {f"a.{TIMES - 1}", f"b.{TIMES - 1}"}
+        receipt = Store(uri).receipt("quality", batch)
+        assert receipt is not None and {receipt.fingerprint} == last
+    stored = Vectors(uri)._db.open_table("vectors_8").to_arrow()
+    for batch in ("shared", "a", "b"):
+        mine = stored.filter(stored.column("batch").to_numpy() == batch)
+        assert not torn(mine.column("image_id").to_pylist()), f"vectors of {batch}"

@@ -1,0 +1,153 @@
+from __future__ import annotations
+
+from collections import Counter
+
+import numpy as np
+import pyarrow as pa
+import pytest
+
+from pipeline import failures, schema
+
+
+def evaluation(threshold: float | None, classes: list[str], model: str = "m@1#0") -> pa.Table:
+    rows = [
+        {
+            "model": model,
+            "split": "test",
+            "slice": "all",
+            "class_name": c,
+            "metric": "threshold",
+            "value": threshold,
+            "support": 1,
+            "images": 1,
+        }
+        for c in classes
+    ]
+    return schema.table("evaluation").from_rows(rows)
+
+
+def find(
+    tables,
+    seen: pa.Table,
+    truth: pa.Table,
+    ids: list[str],
+    classes: list[str],
+    threshold: float | None = 0.5,
+    task: str = "detection",
+) -> list[dict]:
+    return failures.find(
+        seen,
+        truth,
+        tables.images(ids),
+        tables.quality(ids, [0.5] * len(ids)),
+        tables.splits(ids),
+        evaluation(threshold, classes),
+        [],
+        np.zeros((0, 4)),
+        tables.config(classes, task=task),
+    ).to_pylist()
+
+
+def test_every_kind_of_error(tables) -> None:
+    truth = tables.truth(
+        [
+            ("x", "cat", (10, 10, 30, 30)),
+            ("x", "dog", (50, 50, 70, 70)),
+            ("x", "cat", (10, 60, 30, 80)),
+            ("x", "cat", (80, 5, 95, 20)),
+        ],
+        ignore=[False, False, False, True],
+    )
+    seen = tables.boxes(
+        [
+            ("x", "cat", (10, 10, 30, 30), 0.9),
+            ("x", "cat", (11, 10, 31, 30), 0.8),  # again: duplicate
+            ("x", "cat", (50, 50, 70, 71), 0.8),  # a dog: classification
+            ("x", "cat", (20, 60, 40, 80), 0.7),  # half beside: localisation, IoU 1/3
+            ("x", "dog", (10, 35, 20, 45), 0.6),  # nothing there: background
+            ("x", "cat", (82, 8, 90, 15), 0.6),  # in an ignore region: no error
+            ("x", "cat", (40, 5, 50, 15), 0.4),  # below the threshold: not said
+        ]
+    )
+    rows = find(tables, seen, truth, ["x", "y"], ["cat", "dog"])
+    by_id = {r["annotation_id"]: r for r in rows}
+    ids = seen.column("annotation_id").to_pylist()
+    errors = [by_id[i]["error"] for i in ids[1:5]]
+    assert errors == ["duplicate", "classification", "localisation", "background"]
+    assert Counter(r["error"] for r in rows)["missed"] == 2 and len(rows) == 6
+    missed = {r["class_name"]: r for r in rows if r["error"] == "missed"}
+    assert missed["cat"]["iou"] == pytest.approx(1 / 3) and missed["cat"]["score"] is None
+    assert by_id[ids[3]]["score"] == pytest.approx(0.7) and by_id[ids[3]]["iou"] == pytest.approx(1 / 3)
+    assert by_id[ids[2]]["confused_with"] == "dog" and "confused" in by_id[ids[2]]["causes"]
+    assert missed["dog"]["confused_with"] == "cat" and missed["cat"]["confused_with"] is None
+    # Of two cats one is found, and first: AP 51/101. Were the other's box right, it would be the fourth of four.
+    assert by_id[ids[3]]["cost"] == pytest.approx(50 / 101 * 2 / 4 / 2)
+    assert by_id[ids[1]]["cost"] == 0  # the duplicate comes after all that is right
+    assert by_id[ids[2]]["cost"] == pytest.approx(1 / 2)  # the dog, found at last
+    assert missed["cat"]["cost"] == pytest.approx((1 - 51 / 101) / 2)
+    assert missed["cat"]["area"] == 400 and missed["cat"]["neighbours"] == 0
+
+
+def test_evidence(tables) -> None:
+    ids = ["x", "y", *(f"t{k:02d}" for k in range(20))]
+    truth = tables.truth(
+        [("x", "cat", (0, 20, 60, 80)), ("x", "cat", (10, 20, 70, 80)), ("y", "cat", (40, 40, 50, 50))],
+    )
+    generator = np.random.default_rng(0)
+    vectors = np.array([1.0, 0, 0]) + generator.normal(0, 0.05, (22, 3))
+    vectors[1] = [0, 1, 0]
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    rows = failures.find(
+        tables.boxes([]),
+        truth,
+        tables.images(ids),
+        tables.quality(ids, [0.1] * 22, [["dark", "blurry"]] + [[]] * 21),
+        pa.concat_tables([tables.splits(ids[:2]), tables.splits(ids[2:], "train")]),
+        evaluation(0.5, ["cat"]),
+        ids,
+        vectors,
+        tables.config(["cat"]),
+        producers=["m@1#0"],
+    ).to_pylist()
+    causes = [set(r["causes"]) for r in rows]
+    assert causes == [
+        {"crowded", "truncated", "dark", "blurry"},
+        {"crowded", "dark", "blurry"},
+        {"small", "unlike_training"},
+    ]
+    assert [r["neighbours"] for r in rows] == [1, 1, 0] and rows[0]["brightness"] == pytest.approx(0.1)
+    similarity = vectors[2:] @ vectors[0]
+    assert rows[0]["nearest"] == [ids[2 + k] for k in np.argsort(-similarity)[:5]]
+    assert rows[0]["distance"] == pytest.approx(1 - similarity.max(), abs=1e-6)
+
+
+def test_without_a_threshold_everything_is_missed(tables) -> None:
+    truth, seen = tables.truth([("x", "cat", (0, 0, 9, 9))]), tables.boxes([("x", "cat", (0, 0, 9, 9), 0.9)])
+    assert [r["error"] for r in find(tables, seen, truth, ["x"], ["cat"], None)] == ["missed"]
+    assert find(tables, seen, truth, ["x"], ["cat"], 0.5) == []
+
+
+def test_wrong_classes(tables) -> None:
+    truth = tables.truth([("x", "cat", None), ("y", "cat", None), ("z", "dog", None)])
+    seen = tables.boxes([("x", "cat", None, 0.4), ("x", "dog", None, 0.6), ("y", "cat", None, 0.9)])
+    rows = find(tables, seen, truth, ["x", "y", "z"], ["cat", "dog"], task="classification")
+    assert [(r["image_id"], r["error"], r["class_name"]) for r in rows] == [
+        ("x", "classification", "cat"),
+        ("z", "missed", "dog"),
+    ]
+    assert rows[0]["score"] == pytest.approx(0.6) and rows[0]["x1"] is None
+    assert rows[0]["confused_with"] == "dog" and rows[1]["confused_with"] is None
+    assert [r["cost"] for r in rows] == pytest.approx([1 / 3, 1 / 3])
+
+
+def test_most_similar_is_brute_force_in_blocks(monkeypatch) -> None:
+    generator = np.random.default_rng(0)
+    points, reference = (generator.normal(size=(n, 8)).astype(np.float32) for n in (30, 101))
+    monkeypatch.setattr(failures, "_ROWS", 7)
+    for columns in (3, 10, 1000):
+        monkeypatch.setattr(failures, "_COLUMNS", columns)
+        which, cosines = failures._most_similar(points, reference, 5)
+        expected = np.argsort(-(points @ reference.T), axis=1)[:, :5]
+        np.testing.assert_array_equal(which, expected)
+        np.testing.assert_allclose(cosines, np.take_along_axis(points @ reference.T, expected, 1), rtol=1e-5)
+    assert failures._most_similar(points, reference[:3], 5)[0].shape == (30, 3)

@@ -1,0 +1,250 @@
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from threading import Barrier
+
+import numpy as np
+import pyarrow as pa
+import pytest
+from lancedb.table import LanceTable
+
+from pipeline.errors import StoreError
+from pipeline.vectors import Vectors, vector_schema
+
+ENCODER = "e@1#it's"
+
+
+def unit(n: int, dimensions: int = 8, seed: int = 0) -> np.ndarray:
+    drawn = np.random.default_rng(seed).normal(size=(n, dimensions)).astype(np.float32)
+    return drawn / np.linalg.norm(drawn, axis=1, keepdims=True)
+
+
+def rows(
+    names: Sequence[str], values: np.ndarray, batch: str = "b", encoder: str = ENCODER, patches: Sequence[int] | int = 0
+) -> pa.Table:
+    n = len(names)
+    return pa.table(
+        {
+            "image_id": pa.array(list(names), pa.string()),
+            "batch": pa.array([batch] * n, pa.string()),
+            "encoder": pa.array([encoder] * n, pa.string()),
+            "patch": pa.array([patches] * n if isinstance(patches, int) else list(patches), pa.int32()),
+            "vector": pa.FixedSizeListArray.from_arrays(
+                pa.array(np.ascontiguousarray(values, np.float32).ravel()), values.shape[1]
+            ),
+        },
+        schema=vector_schema(values.shape[1]),
+    )
+
+
+def put(vectors: Vectors, batch: str, encoder: str, *parts: pa.Table) -> None:
+    vectors.replace_batch(batch, encoder, parts)
+
+
+def stored(vectors: Vectors, dimensions: int = 8) -> list[tuple[str, str]]:
+    """Batch and image of every row that is there."""
+    table = vectors._db.open_table(f"vectors_{dimensions}").to_arrow()
+    return sorted(zip(table.column("batch").to_pylist(), table.column("image_id").to_pylist(), strict=True))
+
+
+@pytest.fixture
+def vectors(tmp_path: Path) -> Vectors:
+    return Vectors(str(tmp_path))
+
+
+def test_fetch_gives_each_image_its_vector_in_the_order_asked(vectors: Vectors) -> None:
+    values = unit(50)
+    names = [f"i{k}" for k in range(50)]
+    put(vectors, "b", ENCODER, rows(names, values))
+    asked = [int(k) for k in np.random.default_rng(1).permutation(50)[:20]]
+    found, matrix = vectors.fetch(["gone", *(names[k] for k in asked), names[asked[0]]], ENCODER)
+    assert found == [names[k] for k in asked]
+    assert matrix.dtype == np.float32 and (matrix == values[asked]).all()
+
+
+def test_many_ids_are_fetched_as_few_are(vectors: Vectors) -> None:
+    values = unit(3000)
+    names = [f"i{k}" for k in range(3000)]
+    put(vectors, "b", ENCODER, rows(names, values))
+    order = np.random.default_rng(0).permutation(3000)
+    found, matrix = vectors.fetch([names[k] for k in order], ENCODER)
+    assert found == [names[k] for k in order]
+    assert (matrix == values[order]).all()
+
+
+def test_windows_come_image_by_image_and_then_by_patch(vectors: Vectors) -> None:
+    values = unit(6)
+    put(vectors, "b", ENCODER, rows(["a", "a", "a", "z", "z", "z"], values, patches=[2, 0, 1, 1, 0, 2]))
+    found, matrix = vectors.fetch(["z", "a"], ENCODER, None)
+    assert found == ["z", "z", "a", "a"]
+    assert (matrix == values[[3, 5, 2, 0]]).all()
+    assert vectors.fetch(["z", "a"], ENCODER)[0] == ["z", "a"]
+
+
+def test_replacing_a_batch_drops_what_is_stale_and_nothing_else(vectors: Vectors) -> None:
+    first, again = unit(4, seed=1), unit(2, seed=2)
+    put(vectors, "b", ENCODER, rows(["1", "2", "3", "4"], first))
+    put(vectors, "c", ENCODER, rows(["5"], first[:1], batch="c"))
+    put(vectors, "b", "other@1#0", rows(["1"], first[:1], encoder="other@1#0"))
+    put(vectors, "b", ENCODER, rows(["3", "9"], again))
+    found, matrix = vectors.fetch(["1", "2", "3", "4", "5", "9"], ENCODER)
+    assert found == ["3", "5", "9"]
+    assert (matrix == np.stack([again[0], first[0], again[1]])).all()
+    assert vectors.fetch(["1"], "other@1#0")[0] == ["1"]
+    put(vectors, "b", ENCODER, vector_schema(8).empty_table())
+    assert vectors.fetch(["3", "5", "9"], ENCODER)[0] == ["5"]
+
+
+def test_a_photo_of_two_batches_is_kept_for_both_and_fetched_once(vectors: Vectors) -> None:
+    value = unit(1)
+    for batch in ("b", "c"):
+        put(vectors, batch, ENCODER, rows(["same"], value, batch=batch))
+    assert vectors.fetch(["same"], ENCODER)[0] == ["same"]
+    put(vectors, "b", ENCODER, vector_schema(8).empty_table())
+    assert vectors.fetch(["same"], ENCODER)[0] == ["same"]
+
+
+def test_writing_twice_changes_nothing(vectors: Vectors) -> None:
+    batch = rows(["a", "b"], unit(2))
+    for _ in range(2):
+        put(vectors, "b", ENCODER, batch)
+    found, matrix = vectors.fetch(["a", "b"], ENCODER)
+    assert found == ["a", "b"] and (matrix == unit(2)).all()
+
+
+def test_search_is_brute_force_cosine(vectors: Vectors) -> None:
+    values = unit(300, 16)
+    names = [f"i{k:03d}" for k in range(300)]
+    put(vectors, "b", ENCODER, rows(names, values), rows(["patch"], values[7:8], patches=1))
+    put(vectors, "b", "other@1#0", rows(["foreign"], values[7:8], encoder="other@1#0"))
+    found = vectors.search(values[7], ENCODER, 10)
+    cosines = values @ values[7]
+    best = np.argsort(-cosines, kind="stable")[:10]
+    assert found.column("image_id").to_pylist() == [names[k] for k in best]
+    np.testing.assert_allclose(found.column("similarity").to_numpy(), cosines[best], atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["it's", "a' OR '1'='1", "100%_", 'double "quoted"', "ünï/ ;--", "back\\slash"])
+def test_any_name_is_only_a_name(vectors: Vectors, name: str) -> None:
+    values = unit(2)
+    put(vectors, "plain", "plain", rows(["x"], values[:1], "plain", "plain"))
+    put(vectors, name, name, rows([name], values[1:], name, name))
+    found, matrix = vectors.fetch([name, "x"], name)
+    assert found == [name] and (matrix == values[1:]).all()
+    put(vectors, name, name, vector_schema(8).empty_table())
+    assert vectors.fetch(["x"], "plain")[0] == ["x"]
+    with pytest.raises(StoreError, match="no vectors"):
+        vectors.fetch([name], name)
+
+
+def test_what_was_never_embedded_is_an_error_and_what_is_missing_is_left_out(vectors: Vectors) -> None:
+    with pytest.raises(StoreError, match="no vectors of nobody"):
+        vectors.fetch(["a"], "nobody")
+    assert vectors.fetch([], "nobody")[0] == []
+    put(vectors, "b", ENCODER, rows(["a"], unit(1)))
+    found, matrix = vectors.fetch(["b"], ENCODER, None)
+    assert found == [] and matrix.shape == (0, 8)
+
+
+def test_rows_of_another_batch_are_refused(vectors: Vectors) -> None:
+    with pytest.raises(StoreError, match="batch 'c'"):
+        put(vectors, "b", ENCODER, rows(["a"], unit(1), batch="c"))
+
+
+def test_encoders_of_several_lengths_live_side_by_side(vectors: Vectors) -> None:
+    put(vectors, "b", "short", rows(["a"], unit(1, 8), encoder="short"))
+    put(vectors, "b", "long", rows(["a"], unit(1, 16), encoder="long"))
+    assert vectors.fetch(["a"], "short")[1].shape == (1, 8)
+    assert vectors.fetch(["a"], "long")[1].shape == (1, 16)
+
+
+def test_batches_written_at_the_same_time_all_arrive(tmp_path: Path) -> None:
+    put(Vectors(str(tmp_path)), "b", ENCODER, rows(["seed"], unit(1)))
+
+    def write(batch: str) -> None:
+        names = [f"{batch}{k}" for k in range(20)]
+        put(Vectors(str(tmp_path)), batch, ENCODER, rows(names, unit(20), batch))
+
+    with ThreadPoolExecutor(4) as pool:
+        list(pool.map(write, [f"t{k}" for k in range(4)]))
+    wanted = [f"t{k}{i}" for k in range(4) for i in range(20)]
+    assert Vectors(str(tmp_path)).fetch(wanted, ENCODER)[0] == wanted
+
+
+def test_many_small_commits_are_compacted(vectors: Vectors) -> None:
+    for k in range(40):
+        put(vectors, f"b{k}", ENCODER, rows([f"i{k}"], unit(1, seed=k), batch=f"b{k}"))
+    fragments = vectors._db.open_table("vectors_8").stats()["fragment_stats"]["num_small_fragments"]
+    assert fragments <= 33
+    assert len(vectors.fetch([f"i{k}" for k in range(40)], ENCODER)[0]) == 40
+
+
+def test_a_batch_comes_in_parts_and_one_that_breaks_off_leaves_what_was_there(vectors: Vectors) -> None:
+    values = unit(9)
+    whole = rows([f"i{k}" for k in range(9)], values)
+    put(vectors, "b", ENCODER, whole.slice(0, 4), whole.slice(4, 0), whole.slice(4))
+    assert vectors.fetch([f"i{k}" for k in range(9)], ENCODER)[0] == [f"i{k}" for k in range(9)]
+
+    def breaks() -> Iterator[pa.Table]:
+        yield rows(["new"], values[:1])
+        raise StoreError("the shard is lost", "run again")
+
+    with pytest.raises(StoreError, match="the shard is lost"):
+        vectors.replace_batch("b", ENCODER, breaks())
+    assert stored(vectors) == [("b", f"i{k}") for k in range(9)]
+
+
+def test_what_a_run_killed_between_its_two_commits_leaves_is_read_once_and_then_replaced(
+    vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = unit(2, seed=1), unit(2, seed=2)
+    put(vectors, "b", ENCODER, rows(["a", "gone"], old))
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(LanceTable, "delete", raising)
+        put(vectors, "b", ENCODER, rows(["a", "came"], new))
+    assert len(stored(vectors)) == 4
+    found, matrix = vectors.fetch(["a", "came"], ENCODER)
+    assert found == ["a", "came"] and (matrix == new).all()
+    put(vectors, "b", ENCODER, rows(["a", "came"], new))
+    assert stored(vectors) == [("b", "a"), ("b", "came")]
+
+
+def raising(*_: object) -> None:
+    raise KeyboardInterrupt
+
+
+@pytest.mark.parametrize("known", [False, True])
+def test_of_runs_over_the_same_batch_one_wins_whole(tmp_path: Path, known: bool) -> None:
+    put(Vectors(str(tmp_path)), "b" if known else "other", ENCODER, rows(["seed"], unit(1), "b" if known else "other"))
+    start = Barrier(3)
+
+    def write(who: int) -> None:
+        mine = Vectors(str(tmp_path))
+        start.wait()
+        put(mine, "b", ENCODER, rows([f"{who}-{k}" for k in range(300)], unit(300)))
+
+    with ThreadPoolExecutor(3) as pool:
+        list(pool.map(write, range(3)))
+    of_b = [image for batch, image in stored(Vectors(str(tmp_path))) if batch == "b"]
+    assert len(of_b) == 300 and len({image[0] for image in of_b}) == 1
+
+
+def test_the_vector_furthest_from_the_unit_sphere_is_found_in_its_batch_only(vectors: Vectors) -> None:
+    values = unit(20_000, 4)
+    values[12_345] *= 1.5
+    put(vectors, "b", ENCODER, rows([f"i{k}" for k in range(20_000)], values))
+    put(vectors, "c", ENCODER, rows(["fine"], unit(1, 4), "c"))
+    assert vectors.furthest_from_unit("b", ENCODER) == pytest.approx(0.5, abs=1e-6)
+    assert vectors.furthest_from_unit("c", ENCODER) < 1e-6 and vectors.furthest_from_unit("none", ENCODER) == 0
+
+
+def test_what_lancedb_cannot_write_is_told_with_a_remedy(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(*_: object) -> None:
+        raise RuntimeError("lance error: No space left on device (os error 28)")
+
+    monkeypatch.setattr(LanceTable, "add", full)
+    with pytest.raises(StoreError, match=r"cannot write vectors in .*No space left") as raised:
+        put(vectors, "b", ENCODER, rows(["a"], unit(1)))
+    assert "free space" in raised.value.remedy
