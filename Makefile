@@ -5,6 +5,8 @@ BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 INSTALL_PEERS = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet --python $(BIN)/python --group peers
 PEERS := tests/pipeline/exchange/test_peers.py tests/pipeline/exchange/test_label_studio_server.py
+# Two tests at a time, on a core each.
+ALONE = OMP_NUM_THREADS=1
 export CVP_HOME ?= $(CURDIR)/.cvp
 
 .DEFAULT_GOAL := help
@@ -19,10 +21,10 @@ ui: $(READY)  ## the Dagster web UI on http://127.0.0.1:3000, with sensors and s
 	DAGSTER_HOME=$$($(BIN)/python -m assets.instance) $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $${PORT:-3000}
 
 test: $(READY) weights  ## set up, then run the default tests
-	$(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray and not network and not browser and not peers" tests
+	$(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray and not network and not browser and not peers" tests
 
 test-slow: $(READY) weights  ## the marked tests that need time, Ray or a loopback server
-	$(BIN)/python -m pytest -n 2 --dist loadfile --timeout-method thread -m "(slow or network) and not ray and not browser and not peers" $(PEERS:%=--ignore=%) tests
+	$(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile --timeout-method thread -m "(slow or network) and not ray and not browser and not peers" $(PEERS:%=--ignore=%) tests
 	$(BIN)/python -m pytest --timeout-method thread -m "ray and not browser and not peers" tests
 
 test-peers: $(READY)  ## other tools read what we write: each is installed in an environment of its own

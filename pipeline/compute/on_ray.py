@@ -8,6 +8,7 @@ gone when the work ends, however it ends.
 
 from __future__ import annotations
 
+import logging
 import os
 import socket
 import time
@@ -23,7 +24,12 @@ from pipeline.compute.hands import share_out
 from pipeline.compute.job import Compute, Job, Tell, Todo, Worker, packed, unpacked
 from pipeline.errors import PipelineError
 
+_log = logging.getLogger(__name__)
 _ANSWER = 10.0  # seconds for a cluster's port to answer
+# A head forks a server for each client from a process full of gRPC threads, and now and then the fork dies
+# before it runs (seen in one start of five on a busy machine). Another one is what helps.
+_CLIENT_SERVER_DIED = ("Starting Ray client server failed", "start_specific_server", "Proxy failed to Connect")
+_ATTEMPTS = 5
 
 
 def run(job: Job, todo: Todo, compute: Compute, tell: Tell) -> Iterator[int]:
@@ -181,14 +187,21 @@ def connect_ray(mode: str) -> Any:
         ray.shutdown()  # this process's earlier work was on another cluster
     if address.startswith("ray://"):
         _knock(address)
-    try:
-        ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
-    except Exception as error:  # Ray raises bare ones, too, as when a node does not start in time
-        raise PipelineError(
-            f"the Ray cluster at {address} does not take us in: {str(error).strip()[:500]}",
-            "it may want RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its nodes, or run other versions of Ray and "
-            "Python; or set `compute: inline` in project.yaml",
-        ) from error
+    for attempt in range(_ATTEMPTS):
+        try:
+            ray.init(address=address, log_to_driver=False, include_dashboard=False, configure_logging=False)
+        except Exception as error:  # Ray raises bare ones, too, as when a node does not start in time
+            died = any(sign in str(error) for sign in _CLIENT_SERVER_DIED)
+            if died and attempt + 1 < _ATTEMPTS:
+                _log.warning("Ray's server for this client died at its start at %s: asking for another", address)
+                ray.shutdown()
+                continue
+            raise PipelineError(
+                f"the Ray cluster at {address} does not take us in: {str(error).strip()[:500]}",
+                "it may want RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its nodes, or run other versions of Ray "
+                "and Python; or set `compute: inline` in project.yaml",
+            ) from error
+        break
     _connected["address"] = address
     return ray
 

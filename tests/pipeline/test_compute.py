@@ -13,7 +13,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.compute import Compute, map_batches
+from pipeline.compute import Compute, map_batches, on_ray
 from pipeline.errors import DataError, PipelineError
 from pipeline.store import Staging, Store
 
@@ -222,6 +222,30 @@ def test_on_ray_too_a_worker_s_own_errors_arrive_and_finished_shards_stay(folder
     done = staging.finished()
     found = map_batches(Squares, {"folder": str(folder)}, numbers(12), compute, staging)
     assert done <= {0, 1} and found.column("square").to_pylist() == [n * n for n in range(12)]
+
+
+def test_a_cluster_whose_server_for_us_died_is_asked_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    import ray
+
+    died = ConnectionAbortedError("Starting Ray client server failed. See ray_client_server_23001.err")
+    answers: list[Exception | None] = [died, died, None]
+    monkeypatch.setattr(on_ray, "_knock", lambda address: None)
+    monkeypatch.setattr(on_ray, "_connected", {})
+
+    def init(**options: object) -> None:
+        if (answer := answers.pop(0)) is not None:
+            raise answer
+
+    monkeypatch.setattr(ray, "init", init)
+    assert on_ray.connect_ray("ray://head:10001") is ray and not answers
+    answers += [died] * 9
+    with pytest.raises(PipelineError, match="does not take us in: Starting Ray client server failed"):
+        on_ray.connect_ray("ray://other:10001")
+    assert 0 < len(answers) < 9
+    answers[:] = [ConnectionError("versions differ"), died]
+    with pytest.raises(PipelineError, match="versions differ"):
+        on_ray.connect_ray("ray://another:10001")
+    assert answers == [died]
 
 
 def test_everything_done_makes_no_worker(folder: Path, staging: Staging) -> None:

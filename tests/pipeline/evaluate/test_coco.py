@@ -66,6 +66,8 @@ def reference(
         }
         people.createIndex()
         found = entries(seen)
+        for entry in found if size else []:
+            del entry["bbox"]  # else loadRes takes the box's area for the mask's
         answers = people.loadRes(found) if found else COCO()
         if not found:
             answers.dataset = {**people.dataset, "annotations": []}
