@@ -305,12 +305,13 @@ def _why(
     metric, value = row["metric"], row["value"]
     if row["option"] == "people":
         if row is not chosen:
-            return f"not needed: {chosen['model']} suffices"
+            return f"not needed: {producer_name(chosen['model'])} suffices"
         known = [r for r in automatic if r["value"] is not None]
         if not known:
             return "no automatic option has been measured here"
         top = max(known, key=lambda r: (r["value"], r["model"]))
-        return f"no automatic option is sure of {metric} {floor:g}; the best, {top['model']}, has {_interval(top)}"
+        best_one = producer_name(top["model"])
+        return f"no automatic option is sure of {metric} {floor:g}; the best, {best_one}, has {_interval(top)}"
     if value is None:
         return f"{metric} is undefined: no objects of this class on the held-out images of this slice"
     if _assured(row) < floor:
@@ -319,7 +320,7 @@ def _why(
         return f"{metric} {_interval(row)} is enough, but more than {drop:g} below the best ({best:.2f})"
     if row is chosen:
         return f"{metric} {_interval(row)} is surely {floor:g}, within {drop:g} of the best, and the cheapest such"
-    return f"{metric} {_interval(row)} is enough, but {chosen['model']} costs no more"
+    return f"{metric} {_interval(row)} is enough, but {producer_name(chosen['model'])} costs no more"
 
 
 def _interval(row: dict[str, Any]) -> str:

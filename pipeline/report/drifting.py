@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import plots
@@ -43,16 +44,25 @@ def drift(tables: Tables, gallery: Gallery) -> Section:
         ],
         "rate": tables.config.drift.alarm_rate,
         "horizon": tables.config.drift.horizon,
-        "sizes": [r for r in mmd.to_pylist() if r["effect"] is not None],
+        "sizes": [
+            r for r in mmd.to_pylist() if r["effect"] is not None and (r["drifted"] or r["detectable"] is not None)
+        ],
         "galleries": [_driven(tables, gallery, b) for b in drifted[-_BATCHES:]],
         "charts": [
             {
                 "title": "Embedding drift",
-                "uri": chart(plots.drift(mmd if mmd.num_rows else rows, form="svg")),
+                "uri": chart(plots.drift(_telling(rows), form="svg")),
             },
             *_embedding_map(tables),
         ],
     }
+
+
+def _telling(rows: pa.Table) -> pa.Table:
+    """The rows of tests that found a batch to have drifted, and of the test that looks at everything at once."""
+    found = {(r["test"], r["subject"]) for r in rows.to_pylist() if r["drifted"] or r["test"] == "embedding_mmd"}
+    pairs = zip(rows["test"].to_pylist(), rows["subject"].to_pylist(), strict=True)
+    return rows.filter(pa.array([pair in found for pair in pairs], pa.bool_()))
 
 
 def _driven(tables: Tables, gallery: Gallery, batch: str) -> dict[str, Any]:
