@@ -137,13 +137,8 @@ def main() -> None:
 def compared(root: Path, project: Path, ways: list[str], options: tuple[str, ...]) -> int:
     """Run a project every way, print the comparison; the number of tables and batches that differ."""
     found: dict[str, dict[str, str]] = {}
-    for name, count in {
-        "inline": 0,
-        "local": 0,
-        "ray, one node": 1,
-        "ray, three nodes": 3,
-        "one of them lost": 3,
-    }.items():
+    for name in dict.fromkeys(["inline", *ways]):
+        count = WAYS[name]
         started = time.monotonic()
         with _cluster(count) as cluster:
             mode = cluster.address if cluster else name
