@@ -32,7 +32,11 @@ from pipeline.ids import content_hash
 from pipeline.store import Store
 
 # Columns that hold places and durations, and tables that are made of them: they differ between any two runs.
-TIMED = {"models": {"path", "seconds"}, "deployment": {"path", "milliseconds_torch", "milliseconds_onnx"}}
+TIMED = {
+    "models": {"path", "seconds"},
+    "deployment": {"path", "milliseconds_torch", "milliseconds_onnx"},
+    "slice_history": {"at"},
+}
 RECKONED = {"costs", "verdict", "report", "warehouse"}
 WAYS = {"inline": 0, "local": 0, "ray, one node": 1, "ray, three nodes": 3, "one of them lost": 3}  # and Ray nodes
 RUN_SECONDS = 3600
