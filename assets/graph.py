@@ -1,12 +1,12 @@
 """A project's whole graph: its stages in order, and what depends on what."""
 
-from assets import choice, collection, curation, deployment, evaluation, labelling, monitoring, training
+from assets import choice, collection, curation, deployment, evaluation, labelling, monitoring, review, training
 from assets.plan import downstream
 from assets.tables import Recipe, Stage
 from pipeline.config import Project
 from pipeline.errors import ConfigError, suggest
 
-STAGES = (collection, curation, labelling, training, evaluation, choice, deployment, monitoring)
+STAGES = (collection, curation, labelling, training, evaluation, review, choice, deployment, monitoring)
 
 
 def stages(project: Project) -> list[Stage]:

@@ -23,7 +23,6 @@ from pipeline import (
     journal,
     plots,
     prompts,
-    review,
     schema,
     segment,
     tag,
@@ -258,30 +257,6 @@ def build(project: Project) -> Stage:
         if work.config.task == "detection":
             work.show(labels=label_sheet(work, images, fused))
         return {"labels": fused, "audits": audits}
-
-    @stage.table(
-        "review_queue",
-        inputs=("labels", "audits", "calibration", "verifications", "verifier_trust", "trust", "exchangeability"),
-        code="4",
-        config=lambda p: p.config.prices.model_dump(mode="json"),
-        condition=follows(),
-    )
-    def review_queue(work: Work) -> pa.Table:
-        """What a person should look at: audits, then what gains most per unit of cost."""
-        asked = work.read("verifications")
-        unasked: set[str] = set()
-        if work.config.verification.on:
-            wanted = verification.for_verifier(work, work.read("labels"))
-            unasked = set(wanted["annotation_id"].to_pylist()) - set(asked["annotation_id"].to_pylist())
-        return review.queue(
-            work.read("labels"),
-            work.read("audits"),
-            work.read("calibration"),
-            work.config.prices,
-            verifications=asked,
-            verifier_trust=work.read("verifier_trust"),
-            unasked=unasked,
-        )
 
     return stage
 

@@ -19,15 +19,14 @@ def build(project: Project) -> Stage:
 
     @stage.table(
         "training_set",
-        inputs=("images", "ground_truth", "labels", "splits"),
+        inputs=("images", "labels", "splits"),
+        code="2",
         checks=(Check("every_class_present", every_class_present),),
         condition=at_first_and_on_schedule(project.config.schedules.training),
     )
     def training_set(work: Work) -> pa.Table:
         """People's labels of train and val, and accepted labels of images that people have not labelled."""
-        return dataset.snapshot(
-            work.read("ground_truth"), work.read("labels"), work.read("splits"), work.read("images")
-        )
+        return dataset.snapshot(work.read("labels"), work.read("splits"), work.read("images"))
 
     @stage.table(
         "models",

@@ -356,6 +356,9 @@ class LabelStudioConfig(Section):
 
 class ReviewConfig(Section):
     overlap: Share = Field(0.1, description="share of the queue that every reviewer is asked, to measure agreement")
+    label_errors: int = Field(
+        20, ge=0, description="suspected errors in people's labels that are asked about at a time, per batch; 0: none"
+    )
     label_studio: LabelStudioConfig = Field(default_factory=LabelStudioConfig)
 
 

@@ -13,24 +13,25 @@ TRUSTED = ("accepted", "verified", "human")
 UNSURE = "needs_review"
 
 
-def snapshot(ground_truth: pa.Table, labels: pa.Table, splits: pa.Table, images: pa.Table) -> pa.Table:
+def snapshot(labels: pa.Table, splits: pa.Table, images: pa.Table) -> pa.Table:
     """Rows of `training_set`, ordered by image and annotation, all with one snapshot hash.
 
-    People's labels of train and val images come in as they are. Machine labels come in from images that
-    people have not labelled, are in neither val nor test, and have at least one trusted label. What is
-    still unsure on these becomes an ignored region: it may be an object, so it must not be learnt as ground.
+    People's labels of train and val images come in as people have corrected them since. Machine labels come in
+    from images that people have not labelled, are in neither val nor test, and have at least one trusted label.
+    What is still unsure on either becomes an ignored region: it may be an object, so it must not be learnt as ground.
     Gold images without any box have no rows here and are still trained on; the hash covers them.
 
     Args:
-        labels: rows of `labels`, or an empty table.
+        labels: rows of `labels`, people's own among them.
         images: only annotations of these rows are taken.
     """
     known = schema.where_in(splits, "image_id", images.column("image_id").to_pylist())
     in_gold = schema.where_in(known.filter(known.column("gold")), "split", ("train", "val"))
     held_out = schema.where_in(known, "split", ("val", "test"))
-    people = _members(ground_truth, in_gold)
+    # A gold image may have come in another batch, too, where only machines labelled it.
+    people = _members(labels.filter(pc.equal(labels["producer"], "human")), in_gold)
     machine = _without(_members(labels, known), pa.concat_tables([in_gold, held_out]))
-    parts = [_rows(people, "gold"), *_machine_rows(machine)]
+    parts = [*_trusted_rows(people, "gold"), *_trusted_rows(machine, None)]
     rows = pa.concat_tables(parts)
     split = dict(zip(in_gold["image_id"].to_pylist(), in_gold["split"].to_pylist(), strict=True))
     rows = rows.append_column(
@@ -41,7 +42,7 @@ def snapshot(ground_truth: pa.Table, labels: pa.Table, splits: pa.Table, images:
     return schema.table("training_set").conform(rows)
 
 
-def _machine_rows(labels: pa.Table) -> list[pa.Table]:
+def _trusted_rows(labels: pa.Table, origin: str | None) -> list[pa.Table]:
     """Trusted labels, then the unsure ones of the same images as ignored regions."""
     trusted = schema.where_in(labels, "status", TRUSTED)
     unsure = _members(schema.where_in(labels, "status", (UNSURE,)), trusted)
@@ -50,7 +51,7 @@ def _machine_rows(labels: pa.Table) -> list[pa.Table]:
     unsure = unsure.set_column(
         unsure.schema.get_field_index("ignore"), "ignore", pa.array(np.ones(unsure.num_rows, bool))
     )
-    return [_rows(trusted, None), _rows(unsure, None)]
+    return [_rows(trusted, origin), _rows(unsure, None)]
 
 
 def _rows(annotations: pa.Table, origin: str | None) -> pa.Table:

@@ -78,6 +78,12 @@ def outcomes(decisions: pa.Table, iou: float) -> list[Outcome]:
     return [Outcome(name, tuple(said), _majority(said, iou)) for name, said in sorted(by_label.items())]
 
 
+def undecided(labels: pa.Table, decisions: pa.Table) -> pa.Table:
+    """The rows of `labels` about which nobody has said anything that stands."""
+    said = pa.array({row["annotation_id"] for row in standing(decisions)}, pa.string())
+    return labels.filter(pc.invert(pc.is_in(labels.column("annotation_id"), said)))
+
+
 def verdicts(decisions: pa.Table, iou: float) -> dict[str, bool]:
     """Whether people found each label right that they decided on; labels that they disagree about are left out.
 
@@ -131,8 +137,11 @@ def apply(labels: pa.Table, decisions: pa.Table, images: pa.Table, config: Proje
     return together.sort_by([("image_id", "ascending"), ("annotation_id", "ascending")])
 
 
-def current(store: Store, config: ProjectConfig) -> pa.Table:
+def current(store: Store, config: ProjectConfig, proposed: pa.Table | None = None) -> pa.Table:
     """All rows of `labels`, with what people have decided since they were made.
+
+    Args:
+        proposed: more rows of `labels`, which people may have decided on.
 
     Raises:
         StoreError: labels have not been made yet, or the journal is damaged.
@@ -140,6 +149,8 @@ def current(store: Store, config: ProjectConfig) -> pa.Table:
     parts = []
     for batch in store.batches("labels"):
         labels, images = store.read_or_empty("labels", batch), store.read_or_empty("images", batch)
+        if proposed is not None:
+            labels = pa.concat_tables([labels, schema.where_in(proposed, "batch", (batch,))])
         parts.append(apply(labels, journal.read(store, batch), images, config))
     return pa.concat_tables(parts) if parts else store.read("labels")
 

@@ -1,4 +1,6 @@
-"""What a person should look at next: audits first, then what gains most per unit of cost.
+"""What a person should look at next: audits, then people's labels that are probably wrong, then what gains most.
+
+Suspected errors come early, as a wrong label of a person spoils what is trained, whatever else is labelled.
 
 The gain of a look is the expected growth of the sum over classes of the square root of their labels: one
 more label is worth less the more there are. A look at a proposed box ends in a yes with the calibrated
@@ -25,15 +27,101 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.calibration import RAW, Map
 from pipeline.config import PriceConfig
-from pipeline.ids import fingerprint
+from pipeline.ids import fingerprint, producer_name
 from pipeline.journal import TIED
+from pipeline.matching import suppress
 
 LIMIT = 500
 AUDIT = "audit: accepted, drawn at random"
 PERSON, VERIFIER = "person", "verifier"
 _TRUSTED = ("accepted", "verified", "human")
 _ALL = "all"
+_CORNERS = ("x1", "y1", "x2", "y2")
+_DOUBTS = {
+    "class": "people's label: {model} is {score:.0%} sure that this is {suggested}, not {class_name}",
+    "swapped": "people's label: {model} sees {suggested} here, not {class_name}",
+    "badly_located": "people's label: box probably badly placed, {model} sees it elsewhere",
+    "overlooked": "box probably overlooked by people, found by {model}",
+}
 Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Doubts:
+    """Suspected errors in people's labels, the worst first: each row of `errors` speaks against that of `labels`.
+
+    Attributes:
+        labels: rows of `labels`; of an overlooked object, the proposed one. errors: rows of `label_errors`.
+    """
+
+    labels: pa.Table
+    errors: pa.Table
+
+    @classmethod
+    def worst(cls, errors: pa.Table, suspects: pa.Table, most: int) -> Doubts:
+        """The `most` suspicious of `suspects` (rows of `labels`), each by what speaks most against it."""
+        ids = suspects.column("annotation_id").combine_chunks()
+        order = [("suspicion", "descending"), *((c, "ascending") for c in ("annotation_id", "model", "error"))]
+        about = errors.filter(pc.is_in(errors.column("annotation_id"), ids)).sort_by(order)
+        _, first = np.unique(np.asarray(about.column("annotation_id").to_pylist(), str), return_index=True)
+        chosen = about.take(pa.array(np.sort(first)[:most]))
+        return cls(suspects.take(pc.index_in(chosen.column("annotation_id"), ids)), chosen)
+
+    @property
+    def overlooked(self) -> NDArray[np.bool_]:
+        """(n,) whether a box is proposed, instead of a label doubted."""
+        return np.asarray(self.errors.column("error").to_numpy() == "overlooked", bool)
+
+    @property
+    def right(self) -> Floats:
+        """(n,) that the label, or the proposed one, is right."""
+        suspicion = self.errors.column("suspicion").to_numpy()
+        return np.where(self.overlooked, suspicion, 1 - suspicion)
+
+    @property
+    def reasons(self) -> list[str]:
+        """What is suspected of each, in words."""
+        rows = self.errors.to_pylist()
+        return [_DOUBTS[r["error"]].format(**r | {"model": producer_name(r["model"])}) for r in rows]
+
+
+def overlooked(errors: pa.Table, iou: float) -> pa.Table:
+    """Rows of `labels`, waiting: the boxes of `label_errors` that people overlooked, once where several models say so.
+
+    Args:
+        iou: boxes of one class that overlap by more are one.
+    """
+    found = errors.filter(pc.equal(errors.column("error"), "overlooked"))
+    found = found.sort_by([("suspicion", "descending"), ("annotation_id", "ascending")])
+    things = list(zip(found.column("image_id").to_pylist(), found.column("class_name").to_pylist(), strict=True))
+    numbers = {thing: k for k, thing in enumerate(dict.fromkeys(things))}
+    order = np.arange(len(things))
+    leader = suppress(np.array([numbers[t] for t in things], np.int64), schema.box_array(found), order, iou)
+    found = found.filter(pa.array(leader == order))
+    return _waiting(found, found.column("model"), pa.array(["overlooked by people?"] * found.num_rows, pa.string()))
+
+
+def proposals(queue: pa.Table, labels: pa.Table) -> pa.Table:
+    """Rows of `labels`, waiting: the boxes of `review_queue` that are not among `labels`.
+
+    Args:
+        labels: of rows of `labels`, at least annotation_id and batch.
+    """
+    found = queue.filter(pc.is_valid(queue.column("x1")))
+    there = schema.where_in(labels, "annotation_id", found.column("annotation_id").to_pylist())
+    known = set(zip(*(there.column(c).to_pylist() for c in ("batch", "annotation_id")), strict=True))
+    places = zip(*(found.column(c).to_pylist() for c in ("batch", "annotation_id")), strict=True)
+    found = found.filter(pa.array([place not in known for place in places], pa.bool_()))
+    return _waiting(found, found.column("producer"), found.column("reason"))
+
+
+def _waiting(boxes: pa.Table, producer: pa.ChunkedArray, why: pa.Array | pa.ChunkedArray) -> pa.Table:
+    names = ("annotation_id", "image_id", "batch", "class_name", "score", *_CORNERS)
+    columns: dict[str, Any] = {name: boxes.column(name) for name in names}
+    columns |= dict.fromkeys(("truncated", "ignore", "is_crowd"), np.zeros(boxes.num_rows, bool))
+    columns |= {"producer": producer, "status": ["needs_review"] * boxes.num_rows, "decided_by": why}
+    columns["parts"] = pa.array([[i] for i in boxes.column("annotation_id").to_pylist()], schema.STRINGS)
+    return schema.table("labels").from_columns(columns)
 
 
 def queue(
@@ -45,8 +133,9 @@ def queue(
     verifications: pa.Table | None = None,
     verifier_trust: pa.Table | None = None,
     unasked: Collection[str] = (),
+    doubts: Doubts | None = None,
 ) -> pa.Table:
-    """Rows of `review_queue`: open audits, then the `limit` waiting labels with the most gain per cost.
+    """Rows of `review_queue`: open audits, doubts, then the `limit` waiting labels with the most gain per cost.
 
     Labels that people disagree about come first among these: what they cost already is lost without a third look.
 
@@ -55,6 +144,7 @@ def queue(
             labeller is not in it.
         verifications, verifier_trust: what a verifier said that did not settle the matter, and how often it is right.
         unasked: ids of labels that would be the verifier's, had its budget not been spent.
+        doubts: suspected errors in people's labels.
     """
     waiting = schema.where_in(labels, "status", ("needs_review",)).sort_by("annotation_id")
     right = probability_right(waiting, calibration)
@@ -75,6 +165,7 @@ def queue(
     sure = probability_right(asked, calibration)
     tables = [
         _rows(asked, sure, np.zeros(asked.num_rows), look_cost(asked, sure, prices), [AUDIT] * asked.num_rows),
+        *([_doubted(doubts, prices)] if doubts else []),
         _rows(chosen, right[first], gain[first], cost[first], words),
     ]
     rows = pa.concat_tables(tables)
@@ -90,7 +181,19 @@ def _rows(labels: pa.Table, right: Floats, gain: Floats, cost: Floats, reasons: 
         name: labels.column(name) for name in ("annotation_id", "image_id", "batch", "class_name", "score")
     }
     columns |= {"right": right, "gain": gain, "cost": cost, "reason": pa.array(reasons, pa.string())}
+    columns |= {name: pa.nulls(labels.num_rows, labels.column(name).type) for name in ("producer", *_CORNERS)}
     return pa.table(columns)
+
+
+def _doubted(doubts: Doubts, prices: PriceConfig) -> pa.Table:
+    """Rows for doubts; those about boxes that are no labels yet bring the box."""
+    labels, right = doubts.labels, doubts.right
+    rows = _rows(labels, right, np.zeros(labels.num_rows), look_cost(labels, right, prices), doubts.reasons)
+    proposed = pa.array(doubts.overlooked)
+    for name in ("producer", *_CORNERS):
+        place = rows.column_names.index(name)
+        rows = rows.set_column(place, name, pc.if_else(proposed, labels.column(name), rows.column(name)))
+    return rows
 
 
 def probability_right(labels: pa.Table, calibration: pa.Table) -> Floats:

@@ -10,7 +10,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import decisions, exchange, journal, schema
+from pipeline import decisions, exchange, journal, review, schema
 from pipeline.config import Project, ProjectConfig
 from pipeline.errors import ConfigError, DataError, StoreError, suggest
 from pipeline.exchange import answers, tasks
@@ -78,18 +78,29 @@ def selection(store: Store, config: ProjectConfig, what: str) -> tuple[pa.Table,
     """Rows of `images` that are to be sent, and their labels as they stand now, but the rejected ones."""
     if what not in WHAT:
         raise ConfigError(f"there is no {what!r} to export", suggest(what, WHAT))
-    labels = decisions.current(store, config)
+    labels = decisions.current(store, config, _proposed(store) if what == "queue" else None)
     labels = labels.filter(pc.not_equal(labels.column("status"), "rejected"))
     wanted = labels
     if what == "queue":
-        # Accepted ones are there to be audited.
-        waiting = schema.where_in(labels, "status", ("needs_review", "accepted"))
-        asked = pc.is_in(waiting.column("annotation_id"), store.read("review_queue").column("annotation_id").unique())
-        wanted = waiting.filter(asked)
+        wanted = _unsettled(store, labels, store.read("review_queue"))
     images = store.read("images")
     here = tasks.pairs(wanted).unique()
     # An image may be in two batches and in the queue of one.
     return images.filter(pc.is_in(tasks.pairs(images), here)), labels.filter(pc.is_in(tasks.pairs(labels), here))
+
+
+def _proposed(store: Store) -> pa.Table:
+    """Boxes of the queue that are no labels yet, as rows of `labels`."""
+    return review.proposals(store.read_or_empty("review_queue"), store.read_or_empty("labels"))
+
+
+def _unsettled(store: Store, labels: pa.Table, queue: pa.Table) -> pa.Table:
+    """The labels in the queue that nobody has decided on, or about which people disagree."""
+    asked = labels.filter(pc.is_in(labels.column("annotation_id"), queue.column("annotation_id").unique()))
+    said = pa.concat_tables([journal.read(store, b) for b in store.batches("labels")])
+    fresh = decisions.undecided(asked, said).column("annotation_id").unique()
+    tied = pc.equal(asked.column("status"), "needs_review")
+    return asked.filter(pc.or_(tied, pc.is_in(asked.column("annotation_id"), fresh)))
 
 
 def receive(project: Project, name: str, path: Path, reviewer: str, unchanged_is_yes: bool = False) -> Received:
@@ -115,7 +126,7 @@ def take(
     if not batches:
         raise StoreError(f"{project.name!r} has no tables yet", f"run: cvp run {project.name}")
     images = answers.mentioned(store.read("images"), reading)
-    labels = answers.mentioned(store.read_or_empty("labels"), reading)
+    labels = answers.mentioned(pa.concat_tables([store.read_or_empty("labels"), _proposed(store)]), reading)
     decided = pa.concat_tables([schema.table("decisions").empty(), *(journal.read(store, b) for b in batches)])
     known = answers.Project(images, labels, answers.mentioned(decided, reading), project.ontology)
     rules = answers.Rules(source, journal.checked_reviewer(reviewer), unchanged_is_yes)

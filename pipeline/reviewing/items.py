@@ -12,7 +12,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import boxes, decisions, journal, schema
+from pipeline import boxes, decisions, journal, review, schema
 from pipeline.config import Project
 from pipeline.errors import DataError, StoreError
 from pipeline.ids import fingerprint, producer_name
@@ -96,6 +96,7 @@ class Desk:
         labels = schema.where_in(
             self._store.read("labels", batches), "image_id", queue.column("image_id").unique().to_pylist()
         )
+        labels = pa.concat_tables([labels, review.proposals(queue, labels)])
         images = schema.where_in(
             self._store.read("images", batches), "image_id", queue.column("image_id").unique().to_pylist()
         )

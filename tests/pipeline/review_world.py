@@ -37,7 +37,7 @@ def build(root: Path, monkeypatch: pytest.MonkeyPatch, images: int = 3, boxes: i
         store.write("images", schema.table("images").from_rows(frames), batch)
         store.write("labels", schema.table("labels").from_rows(labels), batch)
         waiting = [row for row in labels if row["status"] == "needs_review"]
-        columns = [c.name for c in schema.table("review_queue").columns]
+        columns = [c.name for c in schema.table("review_queue").columns if not c.optional]
         queue = [
             {k: row[k] for k in row if k in columns} | {"rank": i, "reason": "uncertain score"} | _blank(columns, row)
             for i, row in enumerate(waiting, start=1)
@@ -50,7 +50,7 @@ def _blank(columns: list[str], row: dict[str, Any]) -> dict[str, Any]:
     """Values for columns of the queue that these tests say nothing about."""
     kinds = {c.name: c for c in schema.table("review_queue").columns}
     known = {*row, "rank", "reason"}
-    return {name: _default(kinds[name].type) for name in columns if name not in known and not kinds[name].optional}
+    return {name: _default(kinds[name].type) for name in columns if name not in known}
 
 
 def _default(kind: Any) -> Any:

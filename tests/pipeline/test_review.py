@@ -103,6 +103,52 @@ def test_bounded_and_independent_of_the_order() -> None:
     assert first == queued(labels(rows[::-1]), limit=7)
 
 
+def doubted(*rows: tuple[str, str, str, float], model: str = M) -> pa.Table:
+    """Rows of `label_errors`: id, error, class that the model gives, suspicion."""
+    made = [
+        {"model": model, "image_id": "i", "batch": "b", "annotation_id": i, "class_name": "cat", "error": error}
+        | {"suggested": name, "suspicion": s, "score": 0.93}
+        | ({} if error == "class" else {"x1": 20.0, "y1": 20.0, "x2": 29.0, "y2": 29.0})
+        for i, error, name, s in rows
+    ]
+    return schema.table("label_errors").from_rows(made)
+
+
+def test_doubts_about_people_come_after_audits_the_worst_first() -> None:
+    rows = [(i, "i", "cat", 1.0, "human") for i in "pqrs"] + [("a", "i", "cat", 0.9, "needs_review")]
+    table, asked = labels([*rows, ("z", "i", "cat", 0.9, "accepted")]), audits(["z"])
+    errors = doubted(("p", "class", "dog", 0.7), ("q", "swapped", "dog", 0.9), ("r", "badly_located", "cat", 0.8))
+    errors = pa.concat_tables([errors, doubted(("q", "badly_located", "cat", 0.6), ("gone", "class", "dog", 1.0))])
+    people = schema.where_in(table, "status", ("human",))
+    found = queued(table, asked, doubts=review.Doubts.worst(errors, people, 9))
+    assert [r["annotation_id"] for r in found] == ["z", "q", "r", "p", "a"]
+    assert [r["reason"] for r in found[1:4]] == [
+        "people's label: m sees dog here, not cat",
+        "people's label: box probably badly placed, m sees it elsewhere",
+        "people's label: m is 93% sure that this is dog, not cat",
+    ]
+    assert [r["right"] for r in found[1:4]] == pytest.approx([0.1, 0.2, 0.3]) and {r["x1"] for r in found} == {None}
+    assert {r["route"] for r in found} == {"person"}
+    few = queued(table, asked, doubts=review.Doubts.worst(errors.take([4, 3, 2, 1, 0]), people, 2))
+    assert [r["annotation_id"] for r in few] == ["z", "q", "r", "a"]
+    assert queued(table, asked, doubts=review.Doubts.worst(errors, people, 0)) == queued(table, asked)
+
+
+def test_an_overlooked_box_is_proposed_once_and_with_its_box() -> None:
+    errors = [doubted(("d", "overlooked", "cat", 0.6)), doubted(("e", "overlooked", "cat", 0.8), model="n@1#0")]
+    errors = pa.concat_tables(errors)
+    proposed = review.overlooked(errors, 0.5)
+    assert proposed["annotation_id"].to_pylist() == ["e"] and proposed["status"].to_pylist() == ["needs_review"]
+    table = labels([])
+    rows = review.queue(table, audits([]), RAW, PRICES, doubts=review.Doubts.worst(errors, proposed, 9))
+    (row,) = rows.to_pylist()
+    assert (row["annotation_id"], row["producer"], row["x1"], row["y2"]) == ("e", "n@1#0", 20, 29)
+    assert row["right"] == pytest.approx(0.8) and row["reason"] == "box probably overlooked by people, found by n"
+    again = review.proposals(rows, table)
+    assert again.drop(["decided_by"]).equals(proposed.drop(["decided_by"]))
+    assert review.proposals(rows, again).num_rows == 0
+
+
 def test_free_looks_and_nothing_waiting() -> None:
     free = PriceConfig(human_look=0, human_image=0)
     rows = labels([("a", "i", "cat", 0.3, "needs_review"), ("b", "i", "cat", 0.8, "needs_review")])

@@ -128,17 +128,15 @@ def _illustrated(
 def gather(store: Store, config: ProjectConfig) -> tuple[pa.Table, pa.Table, dict[str, str]]:
     """Rows of `images`, of `labels`, and the split of each image, once an image.
 
-    Images that people have labelled have people's labels, the others the trusted ones of `labels`; these train.
+    Images that people have labelled have people's labels, as corrected since; the others the trusted ones, and train.
     """
     gold = store.read_or_empty("annotated_images").column("image_id").unique()
-    truth = schema.where_in(store.read_or_empty("ground_truth"), "image_id", gold.to_pylist())
-    found = decisions.current(store, config)
-    found = schema.where_in(found, "status", TRUSTED)
-    found = found.filter(pc.invert(pc.is_in(found.column("image_id"), gold)))
-    labels = pa.concat_tables([as_labels(truth), found])
+    found = schema.where_in(decisions.current(store, config), "status", TRUSTED)
+    people = pc.equal(found.column("producer"), "human")
+    labels = found.filter(pc.or_(people, pc.invert(pc.is_in(found.column("image_id"), gold))))
     splits = store.read_or_empty("splits")
     drawn = dict(zip(splits.column("image_id").to_pylist(), splits.column("split").to_pylist(), strict=True))
-    wanted = sorted({*gold.to_pylist(), *found.column("image_id").to_pylist()})
+    wanted = sorted({*gold.to_pylist(), *labels.column("image_id").to_pylist()})
     images = schema.where_in(store.read("images"), "image_id", wanted)
     # An image that arrived twice is there once, in its first batch, with the labels of that one.
     images = images.sort_by([("image_id", "ascending"), ("batch", "ascending")])
@@ -151,20 +149,3 @@ def gather(store: Store, config: ProjectConfig) -> tuple[pa.Table, pa.Table, dic
     labels = labels.filter(pc.is_in(tasks.pairs(labels), tasks.pairs(images)))
     split = {i: drawn.get(i, "train") for i in images.column("image_id").to_pylist()}
     return images, labels, {i: "train" if s == "unlabelled" else s for i, s in split.items()}
-
-
-def as_labels(annotations: pa.Table) -> pa.Table:
-    """People's annotations as rows of `labels`."""
-    n = annotations.num_rows
-    table = annotations.select([c.name for c in schema.ANNOTATION])
-    more = {
-        "status": pa.array(["human"] * n, pa.string()),
-        "threshold": pa.nulls(n, pa.float32()),
-        "precision": pa.nulls(n, pa.float32()),
-        "certificate": pa.nulls(n, pa.string()),
-        "parts": pa.array([[i] for i in annotations.column("annotation_id").to_pylist()], schema.STRINGS),
-        "decided_by": pa.array(["people"] * n, pa.string()),
-    }
-    for name, values in more.items():
-        table = table.append_column(name, values)
-    return schema.table("labels").conform(table)

@@ -99,6 +99,34 @@ def test_what_is_decided_leaves_the_queue_but_not_the_labels(project: Project, t
     assert (labels.images, labels.labels) == (6, 24 - len(first))
 
 
+def suspected(project: Project) -> tuple[dict, dict]:
+    """A label of people and a box that they may have overlooked, in the queue of the first batch."""
+    store = Store(project.store_uri)
+    rows = store.read("labels", BATCHES[0]).to_pylist()
+    rows[0] |= {"status": "human", "producer": "human", "decided_by": "people"}
+    store.write("labels", schema.table("labels").from_rows(rows), BATCHES[0])
+    shared = {k: rows[0][k] for k in ("image_id", "batch", "class_name")}
+    shared |= dict.fromkeys(("score", "right", "gain", "cost"), 0.5) | {"reason": "doubt", "route": "person"}
+    drawn = {"annotation_id": "new", "producer": "m@1#0", "x1": 70.0, "y1": 70.0, "x2": 90.0, "y2": 90.0}
+    queue = [shared | {"annotation_id": rows[0]["annotation_id"], "rank": 1}, shared | drawn | {"rank": 2}]
+    store.write("review_queue", schema.table("review_queue").from_rows(queue), BATCHES[0])
+    store.write("review_queue", schema.table("review_queue").empty(), BATCHES[1])
+    return rows[0], queue[1]
+
+
+@EVERY
+def test_suspected_errors_of_people_go_out_and_come_back(name: str, project: Project, tmp_path: Path) -> None:
+    human, drawn = suspected(project)
+    sent = sync.export(project, name, "queue", tmp_path / "out")
+    assert (sent.images, sent.labels) == (1, 5)
+    received = sync.receive(project, name, tmp_path / "out" / FORMATS[name].FILE, "ann", unchanged_is_yes=True)
+    assert received.losses == [] and sync.summary(received.decisions) == {"yes": 5}
+    now = decisions.current(Store(project.store_uri), project.config).to_pylist()
+    status = {r["annotation_id"]: r["status"] for r in now}
+    assert status[human["annotation_id"]] == status[drawn["annotation_id"]] == "human"
+    assert sync.export(project, name, "queue", tmp_path / "later").images == 0
+
+
 def test_mistakes_are_told(project: Project, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="did you mean 'coco'"):
         sync.export(project, "cocoa", "queue", tmp_path)

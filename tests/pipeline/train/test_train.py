@@ -20,7 +20,6 @@ from pipeline.train import kind_of, train, training_images
 from pipeline.weights import file_sha256
 
 INLINE = Compute()
-NO_LABELS = schema.table("labels").empty()
 
 
 def config(task: str = "detection", **training: Any) -> ProjectConfig:
@@ -54,6 +53,14 @@ def truth(ids: list[str], classes: list[str], boxes: Any) -> pa.Table:
     )
 
 
+def as_labels(annotations: pa.Table) -> pa.Table:
+    """People's annotations as they are in `labels`."""
+    n = annotations.num_rows
+    columns = {c.name: annotations.column(c.name) for c in schema.ANNOTATION}
+    more = {"status": ["human"] * n, "decided_by": ["people"] * n, "parts": pa.array([[]] * n, schema.STRINGS)}
+    return schema.table("labels").from_columns(columns | more)
+
+
 def test_kind_follows_the_task() -> None:
     assert kind_of(config()) == "fcos" and kind_of(config("classification")) == "linear_probe"
     assert kind_of(config(kind="none")) == "none"
@@ -62,7 +69,7 @@ def test_kind_follows_the_task() -> None:
 def test_images_to_train_on_include_gold_ones_without_objects(tmp_path: Path) -> None:
     of = {"box": "train", "bare": "train", "val": "val", "new": "unlabelled"}
     images = image_rows([Path(f"{i}.png") for i in of], 64)
-    some = snapshot(truth(["box"], ["Tree"], [[1, 1, 9, 9]]), NO_LABELS, split_rows(of), images)
+    some = snapshot(as_labels(truth(["box"], ["Tree"], [[1, 1, 9, 9]])), split_rows(of), images)
     chosen = training_images(images, some, split_rows(of), annotated(of))
     assert chosen["image_id"].to_pylist() == ["box", "bare"]
     # Gold by its split, but nobody says that it was looked at as a whole.
@@ -78,7 +85,7 @@ def test_a_detector_is_trained_saved_and_described(tmp_path: Path) -> None:
         Image.fromarray(random.integers(0, 255, (64, 64, 3)).astype(np.uint8)).save(path)
     of = {"a": "train", "b": "train"}
     images = image_rows(paths, 64)
-    some = snapshot(truth(["a"], ["Tree"], [[10, 10, 40, 40]]), NO_LABELS, split_rows(of), images)
+    some = snapshot(as_labels(truth(["a"], ["Tree"], [[10, 10, 40, 40]])), split_rows(of), images)
     project = config(steps=2, batch_size=1, crop=(40, 64), input_size=64)
     calls: list[tuple[int, int]] = []
     arguments = (images, some, split_rows(of), annotated(of), Store(str(tmp_path / "out")), INLINE)
@@ -113,7 +120,7 @@ def test_a_probe_is_trained_saved_and_its_curve_drawn(tmp_path: Path) -> None:
     of = {i: ("train", "val", "test")[k % 3] for k, i in enumerate(ids)}
     images, split = image_rows([Path(i) for i in ids], 64), split_rows(of)
     people = truth(ids, names, None)
-    some = snapshot(people, NO_LABELS, split, images)
+    some = snapshot(as_labels(people), split, images)
     embeddings = Embeddings("e@1#0", tuple(ids), vectors)
     held_out = schema.where_in(people, "image_id", [i for i, s in of.items() if s == "test"])
     project = config("classification", budgets=[3, 10], repeats=3)
@@ -139,7 +146,7 @@ def test_a_probe_is_trained_saved_and_its_curve_drawn(tmp_path: Path) -> None:
 def test_without_labels_there_is_no_model(task: str, tmp_path: Path) -> None:
     images = image_rows([Path("a.png")], 64)
     of = {"a": "train"}
-    some = snapshot(schema.table("ground_truth").empty(), NO_LABELS, split_rows(of), images)
+    some = snapshot(schema.table("labels").empty(), split_rows(of), images)
     embeddings = Embeddings("e", ("a",), np.ones((1, 4), np.float32))
     result = train(
         config(task), images, some, split_rows(of), annotated(of), Store(str(tmp_path)), INLINE, embeddings=embeddings

@@ -21,7 +21,7 @@ from pipeline.store import Store
 from pipeline.train import TrainingResult, train
 from pipeline.train.clip import contrastive, read_captions
 from tests.pipeline.models import clip_files
-from tests.pipeline.train.test_train import NO_LABELS, annotated, image_rows, split_rows, truth
+from tests.pipeline.train.test_train import annotated, as_labels, image_rows, split_rows, truth
 
 CLASSES = ("red", "blue")
 
@@ -57,7 +57,7 @@ def config(world: dict[str, Any], profile: str = "foundation", **training: Any) 
 
 def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> TrainingResult:
     images, splits = image_rows(world["paths"], 96), split_rows(world["of"])
-    some = snapshot(world["labels"], NO_LABELS, splits, images)
+    some = snapshot(as_labels(world["labels"]), splits, images)
     held = world["labels"].filter(pa.array([world["of"][i] == "test" for i in world["labels"]["image_id"].to_pylist()]))
     return train(project, images, some, splits, annotated(world["of"]), Store(str(folder)), Compute(), held_out=held)
 

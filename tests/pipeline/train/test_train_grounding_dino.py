@@ -25,7 +25,7 @@ from pipeline.train import train
 from pipeline.train.grounding_dino import DinoLearner
 from pipeline.train.scenes import Crops, Scene
 from tests.pipeline.models import small
-from tests.pipeline.train.test_train import NO_LABELS, annotated, image_rows, split_rows, truth
+from tests.pipeline.train.test_train import annotated, as_labels, image_rows, split_rows, truth
 
 pytestmark = pytest.mark.weights
 EDGE = 128
@@ -78,7 +78,7 @@ def config(world: dict[str, Any], checkpoint: str = "", **training: Any) -> Proj
 def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> Any:
     of = {p.stem: "train" for p in world["paths"]}
     images, splits = image_rows(world["paths"], EDGE), split_rows(of)
-    some = snapshot(world["labels"], NO_LABELS, splits, images)
+    some = snapshot(as_labels(world["labels"]), splits, images)
     return train(project, images, some, splits, annotated(of), Store(str(folder)), Compute()).models.to_pylist()
 
 

@@ -20,7 +20,7 @@ from pipeline.predict import labelling
 from pipeline.store import Store
 from pipeline.train import TrainingResult, train
 from pipeline.train.sam import DICE, FOCAL, Cuts, mask_loss, outlined
-from tests.pipeline.train.test_train import NO_LABELS, annotated, image_rows, split_rows
+from tests.pipeline.train.test_train import annotated, as_labels, image_rows, split_rows
 
 SMALL = sam_net.SamConfig(
     image=64, patch=8, width=32, depth=2, heads=2, window=4, whole=(1,), prompt=32, feedforward=64, iou_hidden=32
@@ -68,7 +68,7 @@ def config(world: dict[str, Any], checkpoint: str = "", **training: Any) -> Proj
 def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> TrainingResult:
     of = {p.stem: "train" if i < 16 else "test" for i, p in enumerate(world["paths"])}
     images, splits = image_rows(world["paths"], EDGE), split_rows(of)
-    some = snapshot(world["labels"], NO_LABELS, splits, images)
+    some = snapshot(as_labels(world["labels"]), splits, images)
     held = world["labels"].slice(16)
     return train(project, images, some, splits, annotated(of), Store(str(folder)), Compute(), held_out=held)
 
