@@ -1,4 +1,4 @@
-"""Rows of `images` and `quality` with all columns filled in, for the tests of curation and drift."""
+"""Rows of `images`, `quality` and people's `labels` with all columns filled in, for several tests."""
 
 from __future__ import annotations
 
@@ -57,3 +57,11 @@ def unit(vectors: Any) -> NDArray[np.float32]:
     """(n, d) float32 rows of length 1."""
     v = np.asarray(vectors, np.float64)
     return (v / np.linalg.norm(v, axis=1, keepdims=True)).astype(np.float32)
+
+
+def as_labels(annotations: pa.Table) -> pa.Table:
+    """People's annotations as they are in `labels`."""
+    n = annotations.num_rows
+    columns = {c.name: annotations.column(c.name) for c in schema.ANNOTATION}
+    more = {"status": ["human"] * n, "decided_by": ["people"] * n, "parts": pa.array([[]] * n, schema.STRINGS)}
+    return schema.table("labels").from_columns(columns | more)

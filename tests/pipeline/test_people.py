@@ -7,6 +7,8 @@ import socket
 from pathlib import Path
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 import pytest
 from click.testing import Result
 from typer.testing import CliRunner
@@ -20,6 +22,7 @@ from pipeline.formats import Folder, read_labels
 from pipeline.reviewing.server import open_server
 from pipeline.sources import SourceFile
 from pipeline.store import Store
+from tests.pipeline.curated_rows import as_labels
 from tests.pipeline.review_world import HEIGHT, WIDTH, build
 
 
@@ -55,7 +58,9 @@ def test_a_finished_dataset_with_its_pictures(name: str, project: Project, tmp_p
     corners = np.array([[1, 2, 30, 40]], np.float32)
     truth = schema.annotations("ground_truth", image_ids=first[:1], batch="2026-01", producer="human",
                                classes=["cat"], boxes=corners)  # fmt: skip
-    store.write("ground_truth", truth, "2026-01")
+    labels = store.read("labels", "2026-01")
+    others = labels.filter(pc.invert(pc.is_in(labels["image_id"], pa.array(first))))
+    store.write("labels", pa.concat_tables([as_labels(truth), others]), "2026-01")
     drawn = [{"image_id": i, "batch": "2026-01", "split": "test", "location": "x", "gold": True} for i in first]
     store.write("splits", schema.table("splits").from_rows(drawn))
     out = tmp_path / "out"

@@ -18,6 +18,7 @@ from pipeline.models.probe import Embeddings
 from pipeline.store import Store
 from pipeline.train import kind_of, train, training_images
 from pipeline.weights import file_sha256
+from tests.pipeline.curated_rows import as_labels
 
 INLINE = Compute()
 
@@ -51,14 +52,6 @@ def truth(ids: list[str], classes: list[str], boxes: Any) -> pa.Table:
     return schema.annotations(  # type: ignore[operator]
         "ground_truth", image_ids=ids, batch="b", producer="human", classes=classes, boxes=boxes
     )
-
-
-def as_labels(annotations: pa.Table) -> pa.Table:
-    """People's annotations as they are in `labels`."""
-    n = annotations.num_rows
-    columns = {c.name: annotations.column(c.name) for c in schema.ANNOTATION}
-    more = {"status": ["human"] * n, "decided_by": ["people"] * n, "parts": pa.array([[]] * n, schema.STRINGS)}
-    return schema.table("labels").from_columns(columns | more)
 
 
 def test_kind_follows_the_task() -> None:

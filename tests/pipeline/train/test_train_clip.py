@@ -20,8 +20,9 @@ from pipeline.predict import worker
 from pipeline.store import Store
 from pipeline.train import TrainingResult, train
 from pipeline.train.clip import contrastive, read_captions
+from tests.pipeline.curated_rows import as_labels
 from tests.pipeline.models import clip_files
-from tests.pipeline.train.test_train import annotated, as_labels, image_rows, split_rows, truth
+from tests.pipeline.train.test_train import annotated, image_rows, split_rows, truth
 
 CLASSES = ("red", "blue")
 

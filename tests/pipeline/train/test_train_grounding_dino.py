@@ -24,8 +24,9 @@ from pipeline.store import Store
 from pipeline.train import train
 from pipeline.train.grounding_dino import DinoLearner
 from pipeline.train.scenes import Crops, Scene
+from tests.pipeline.curated_rows import as_labels
 from tests.pipeline.models import small
-from tests.pipeline.train.test_train import annotated, as_labels, image_rows, split_rows, truth
+from tests.pipeline.train.test_train import annotated, image_rows, split_rows, truth
 
 pytestmark = pytest.mark.weights
 EDGE = 128

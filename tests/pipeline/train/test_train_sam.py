@@ -20,7 +20,8 @@ from pipeline.predict import labelling
 from pipeline.store import Store
 from pipeline.train import TrainingResult, train
 from pipeline.train.sam import DICE, FOCAL, Cuts, mask_loss, outlined
-from tests.pipeline.train.test_train import annotated, as_labels, image_rows, split_rows
+from tests.pipeline.curated_rows import as_labels
+from tests.pipeline.train.test_train import annotated, image_rows, split_rows
 
 SMALL = sam_net.SamConfig(
     image=64, patch=8, width=32, depth=2, heads=2, window=4, whole=(1,), prompt=32, feedforward=64, iou_hidden=32
