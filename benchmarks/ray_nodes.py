@@ -70,7 +70,8 @@ class Nodes:
         port, client = self.gcs.rsplit(":")[1], self.address.rsplit(":")[2]
         where = ["--head", f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
         # Ray would take 127.0.0.1 for the machine's own address.
-        command = [Path(sys.executable).with_name("ray"), "start", "--block", f"--node-ip-address=127.0.0.{number + 2}"]
+        ray = str(Path(sys.executable).with_name("ray"))
+        command = [ray, "start", "--block", f"--node-ip-address=127.0.0.{number + 2}"]
         command += where if not number else [f"--address={self.gcs}"]
         command += [
             f"--num-cpus={self.cpus}",
