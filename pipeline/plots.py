@@ -264,7 +264,7 @@ def learning_curve(
         if rows.num_rows:
             ticks = sorted({float(v) for v in _floats(rows, "x")})
             axes.set_xscale("log")
-            axes.set_xticks(ticks, [f"{t:g}" for t in ticks])
+            axes.set_xticks(ticks, [f"{t:.3g}" if t < 100 else f"{t:.0f}" for t in ticks])
             axes.minorticks_off()
             axes.margins(x=0.1, y=0.2)
         if zero_shot is not None:

@@ -65,6 +65,11 @@ def p_value(value: float | None) -> str:
     return "< 0.0001" if value < 1e-4 else f"{value:.2g}"
 
 
+def p_is(value: float | None) -> str:
+    """After the letter p in a sentence."""
+    return f"= {p_value(value)}" if value is None or value >= 1e-4 else p_value(value)
+
+
 def words(text: str) -> str:
     return text.replace("_", " ")
 
@@ -77,6 +82,7 @@ FILTERS: dict[str, Callable[..., Any]] = {
     "money": money,
     "size": size,
     "p_value": p_value,
+    "p_is": p_is,
     "words": words,
     "sentence": lambda text: text[:1].upper() + text[1:],
     "bare": producer_name,

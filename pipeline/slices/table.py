@@ -69,7 +69,8 @@ def slice_table(
         rows = keep_names(rows, before, held_out)
     common = traits(rows, Known.of(known, columns, ids, vectors, words or {}), config)
     named = titles(common)
-    rows = [row | {"title": named.get(row["slice"])} for row in rows]
+    # What is defined by facts is named by them: words only say what it looks like.
+    rows = [r | {"title": r["definition"] if r["kind"] == "searched" else named.get(r["slice"])} for r in rows]
     return {"slices": schema.table("slices").from_rows(rows), "slice_traits": common}
 
 

@@ -12,6 +12,7 @@ from PIL import Image
 
 from pipeline import masks, schema
 from pipeline.exchange import coco, cvat, fiftyone, label_studio, tasks
+from pipeline.formats.label_studio import MASK_SUFFIX
 from tests.pipeline.exchange import made
 from tests.pipeline.exchange.peers import ask, peer
 
@@ -168,7 +169,7 @@ def test_label_studio_s_sdk_reads_our_tasks_and_we_its_masks(tmp_path: Path) -> 
             np.testing.assert_allclose(one["box"], box_of(row), atol=1e-4)
             assert (one["label"], one["score"]) == (row["class_name"], row["score"])
         if row["mask"] is not None:
-            one = by[row["annotation_id"] + tasks.MASK_SUFFIX]
+            one = by[row["annotation_id"] + MASK_SUFFIX]
             assert one["mask"] == row["mask"]
             back = label_studio.decode_rle(one["theirs"], *sizes[row["image_id"]])
             assert masks.encode(back) == row["mask"]
