@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import platform
+import re
 import subprocess
 import sys
 from datetime import date
@@ -22,12 +23,7 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results.jsonl"
 PAGE = ROOT / "docs" / "benchmarks.md"
-HELPERS = {"common", "planted", "spent", "table"} | {
-    "learning",
-    "memory",
-    "million",
-    "partitions",
-}  # these print their own tables
+REPORTS = re.compile(r"^\s*from common import .*\breport\b", re.MULTILINE)  # the others print tables of their own
 HEAD = """# Benchmarks
 
 Made by `make bench`: each script under `benchmarks/` runs us and a peer in turn on the same input in one
@@ -99,7 +95,7 @@ def page(rows: list[dict[str, Any]]) -> str:
 
 
 def main() -> None:
-    scripts = sorted(p for p in HERE.glob("*.py") if p.stem not in HELPERS)
+    scripts = sorted(p for p in HERE.glob("*.py") if REPORTS.search(p.read_text()))
     wanted = {name.removesuffix(".py") for name in sys.argv[1:]}
     unknown = wanted - {p.stem for p in scripts}
     if unknown:
