@@ -25,9 +25,11 @@ from pipeline.images import Pixels, decode
 from pipeline.models import zero_shot
 from pipeline.models.profiles import build_encoder, build_labeller, build_segmenter
 from pipeline.models.roles import Detections, Detector, Encoder, Segmenter, Segments
+from pipeline.models.threads import use_threads
 from pipeline.ontology import Ontology
 
 _IN_FLIGHT = 2  # batches inside the models besides the one that is being decoded
+_CPU_BATCH = 4  # photos: there larger batches gain nothing, and stages wait for one another longer
 Result = TypeVar("Result")
 
 
@@ -94,6 +96,8 @@ class Chain:
         Raises:
             ConfigError: it has no such labeller. WeightsError: a checkpoint is missing.
         """
+        import torch
+
         config = project.config
         known = {x.name: x for x in config.labelling.labellers}
         chosen = known.get(labeller or next(iter(known), ""))
@@ -108,7 +112,7 @@ class Chain:
             build_encoder(config),
             project.ontology,
             config.labelling.templates,
-            config.batch_size,
+            config.batch_size if torch.cuda.is_available() else min(config.batch_size, _CPU_BATCH),
             config.labelling.mask_floor,
             config.source.max_pixels,
         )
@@ -211,10 +215,8 @@ class _Batch:
 
 
 def _stage() -> ThreadPoolExecutor:
-    """One thread for one model. Stages run side by side, so none takes all cores for itself."""
-    import torch
-
-    return ThreadPoolExecutor(1, initializer=torch.set_num_threads, initargs=(max(1, cores() // 2),))
+    """One thread for one model, which may use all cores: the models take turns at being the slowest."""
+    return ThreadPoolExecutor(1, initializer=use_threads, initargs=(cores(),))
 
 
 def _each(function: Callable[[Sequence[int]], Sequence[Result]], count: int) -> list[Result | str]:

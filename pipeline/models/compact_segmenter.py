@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
@@ -51,21 +52,15 @@ class CompactSegmenter:
         Quality is how clear the saliency is inside the mask, times how well the mask fills its box; it is
         0 for an empty mask.
         """
-        return [self._segment(image, box_ops.as_boxes(given)) for image, given in zip(images, boxes, strict=True)]
-
-    def _segment(self, image: Pixels, boxes: box_ops.Boxes) -> Segments:
-        crops, corners = [np.zeros((0, 0), bool)] * len(boxes), np.zeros((len(boxes), 2), np.int64)
-        area, quality = np.zeros(len(boxes), np.int64), np.zeros(len(boxes), np.float32)
-        windows = list(zip(_windows(boxes, image), _windows(_grown(boxes), image), strict=True))
-        drawn = [i for i, ((x1, y1, x2, y2), _) in enumerate(windows) if x2 > x1 and y2 > y1]
-        # One box a call: the graph's batch size is fixed at 1.
-        saliency = each_on_one_thread(lambda i: self._saliency(image, windows[i][1]), drawn)
-        for i, crop in zip(drawn, saliency, strict=True):
-            (x1, y1, x2, y2), (left, top, _, _) = windows[i]
-            inside = crop[y1 - top : y2 - top, x1 - left : x2 - left]
-            crops[i], corners[i] = inside > THRESHOLD, (x1, y1)
-            area[i], quality[i] = crops[i].sum(), _quality(inside)
-        return Segments(tuple(masks.encode_crops(crops, corners, *image.shape[:2])), area, quality)
+        given = [box_ops.as_boxes(some) for some in boxes]
+        asked = [_Asked.of(image, some) for image, some in zip(images, given, strict=True)]
+        # One box a call: the graph's batch size is fixed at 1. The boxes of all images share the threads.
+        crops = [(at, i) for at, one in enumerate(asked) for i in one.drawn]
+        seen = each_on_one_thread(lambda c: self._saliency(images[c[0]], asked[c[0]].around[c[1]]), crops)
+        of: list[dict[int, NDArray[np.float32]]] = [{} for _ in asked]
+        for (at, i), saliency in zip(crops, seen, strict=True):
+            of[at][i] = saliency
+        return [one.segments(mine, image) for one, mine, image in zip(asked, of, images, strict=True)]
 
     def _saliency(self, image: Pixels, crop: Window) -> NDArray[np.float32]:
         """Saliency in [0, 1] of each pixel of a crop."""
@@ -76,6 +71,34 @@ class CompactSegmenter:
         feed = {self._input: np.ascontiguousarray(scaled.transpose(2, 0, 1)[None])}
         found = Image.fromarray(self._session.run([self._output], feed)[0][0, 0])
         return np.asarray(found.resize((x2 - x1, y2 - y1), Image.Resampling.BILINEAR))
+
+
+@dataclass(frozen=True)
+class _Asked:
+    """The boxes of one image in whole pixels, and the larger windows that the network looks at."""
+
+    inside: list[Window]
+    around: list[Window]
+
+    @classmethod
+    def of(cls, image: Pixels, boxes: box_ops.Boxes) -> _Asked:
+        return cls(_windows(boxes, image), _windows(_grown(boxes), image))
+
+    @property
+    def drawn(self) -> list[int]:
+        """Boxes of which the image shows something."""
+        return [i for i, (x1, y1, x2, y2) in enumerate(self.inside) if x2 > x1 and y2 > y1]
+
+    def segments(self, saliency: Mapping[int, NDArray[np.float32]], image: Pixels) -> Segments:
+        count = len(self.inside)
+        crops, corners = [np.zeros((0, 0), bool)] * count, np.zeros((count, 2), np.int64)
+        area, quality = np.zeros(count, np.int64), np.zeros(count, np.float32)
+        for i, crop in saliency.items():
+            (x1, y1, x2, y2), (left, top, _, _) = self.inside[i], self.around[i]
+            inside = crop[y1 - top : y2 - top, x1 - left : x2 - left]
+            crops[i], corners[i] = inside > THRESHOLD, (x1, y1)
+            area[i], quality[i] = crops[i].sum(), _quality(inside)
+        return Segments(tuple(masks.encode_crops(crops, corners, *image.shape[:2])), area, quality)
 
 
 def _grown(boxes: box_ops.Boxes) -> box_ops.Boxes:

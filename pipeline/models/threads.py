@@ -19,5 +19,17 @@ def each_on_one_thread(function: Callable[[Item], Result], items: Iterable[Item]
     """`function` of each item, in order, on as many threads as torch may use in this process."""
     import torch
 
-    with ThreadPoolExecutor(torch.get_num_threads(), initializer=torch.set_num_threads, initargs=(1,)) as pool:
-        return list(pool.map(function, items))
+    count = torch.get_num_threads()
+    with ThreadPoolExecutor(count, initializer=use_threads, initargs=(1,)) as pool:
+        done = list(pool.map(function, items))
+    torch.set_num_threads(count)  # or threads that begin later would get one, too
+    return done
+
+
+def use_threads(count: int) -> None:
+    """Let torch use so many threads for what this thread asks of it."""
+    import torch
+
+    # A thread takes over what any thread set last, when it first asks: so it must have asked before.
+    torch.get_num_threads()
+    torch.set_num_threads(count)
