@@ -61,9 +61,10 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
 def merge(group: Ints, boxes: Boxes, scores: NDArray[np.floating], owner: Ints, tiles: Ints) -> Merged:
     """One box an object, of boxes that several windows of one image gave.
 
-    Halves of an object that face each other across a seam are joined. Then, whole ones before cut ones
-    and best first, a box gives way to one of other windows that is the same, or that covers it where it
-    is cut. Boxes of one window are left to each other: it knows best whether they are two.
+    Halves of an object that face each other across a seam are joined. Then, those first that end at the
+    fewest seams, of whole ones the best and of others the largest, a box gives way to one of other windows
+    that is the same, or that covers it where it is cut. Boxes of one window are left to each other: it knows
+    best whether they are two.
 
     Args:
         group: (n,) what may be one object, for example boxes of one prompt.
@@ -74,8 +75,9 @@ def merge(group: Ints, boxes: Boxes, scores: NDArray[np.floating], owner: Ints, 
     if len(tiles) == 1 or not len(boxes):
         return Merged(boxes, np.arange(len(boxes)))
     boxes, source, cut, owners = _joined(group, boxes, scores, owner, tiles)
-    order = np.lexsort((np.arange(len(source)), -area(boxes), -scores[source], cut))
-    kept = _undisturbed(order, *_same(group[source], boxes, cut, owners))
+    worth = np.where(cut > 0, area(boxes), scores[source])  # of cut ones, more is closer to the whole
+    order = np.lexsort((np.arange(len(source)), -area(boxes), -worth, cut))
+    kept = _undisturbed(order, *_same(group[source], boxes, cut > 0, owners))
     return Merged(boxes[kept], source[kept])
 
 
@@ -103,8 +105,8 @@ def _undisturbed(order: Ints, winner: Ints, loser: Ints) -> Ints:
 
 def _joined(
     group: Ints, boxes: Boxes, scores: NDArray[np.floating], owner: Ints, tiles: Ints
-) -> tuple[Boxes, Ints, NDArray[np.bool_], NDArray[np.bool_]]:
-    """Boxes with halves joined; whose scores each has; whether it is still cut; (n, m) its windows."""
+) -> tuple[Boxes, Ints, Ints, NDArray[np.bool_]]:
+    """Boxes with halves joined; whose scores each has; how many of its sides are still cut; (n, m) its windows."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -120,11 +122,11 @@ def _joined(
     union = np.concatenate([low, high], axis=1)
     order = np.lexsort((-scores, part))
     best = order[np.flatnonzero(np.r_[True, np.diff(part[order]) > 0])]
-    still = np.zeros(count, bool)
-    np.logical_or.at(still, part, (cut & (np.abs(boxes - union[part]) <= np.hstack([slack, slack]))).any(axis=1))
+    still = np.ones((count, 4), bool)  # unless a window shows that the object ends there
+    np.logical_and.at(still, part, cut | (np.abs(boxes - union[part]) > np.hstack([slack, slack])))
     owners = np.zeros((count, len(tiles)), bool)
     owners[part, owner] = True
-    return union, best, still, owners
+    return union, best, still.sum(axis=1), owners
 
 
 def _cut(boxes: Boxes, owner: Ints, tiles: Ints, slack: NDArray[np.float64]) -> NDArray[np.bool_]:

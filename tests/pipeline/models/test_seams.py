@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from pipeline.boxes import in_window, iou
@@ -47,6 +47,7 @@ def _seen(objects: np.ndarray, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarra
 
 @settings(max_examples=60, deadline=None)
 @given(st.integers(0, 10_000), st.sampled_from([(150, 0), (150, 30), (220, 60), (97, 13)]), st.booleans())
+@example(127, (220, 60), False)  # a whole box near a border, and a half of it that has the better score
 def test_objects_cut_by_seams_come_out_whole_and_once(seed: int, tiling: tuple[int, int], whole: bool) -> None:
     rng = np.random.default_rng(seed)
     objects = _grid_objects(rng, 5, 120)
@@ -55,9 +56,10 @@ def test_objects_cut_by_seams_come_out_whole_and_once(seed: int, tiling: tuple[i
     if not whole:  # the pass over the whole image saw nothing: all must come out of pieces
         boxes, owner = boxes[owner > 0], owner[owner > 0]
     merged = seams.merge(np.zeros(len(boxes), np.int64), boxes, rng.uniform(0.2, 1, len(boxes)), owner, tiles)
-    overlap = iou(objects, merged.boxes)
     assert len(merged.boxes) == len(objects)
-    assert (overlap.max(axis=1) > 0.999).all()
+    nearest = merged.boxes[iou(objects, merged.boxes).argmax(axis=1)]
+    # A box that ends so near a seam may be cut there or not: nobody can tell.
+    assert np.abs(nearest - objects).max() <= max(2.0, 0.01 * tiling[0])
     assert len(merged.source) == len(merged.boxes)
 
 
