@@ -22,7 +22,6 @@ ALL = "all"
 _NOTHING = "(nothing)"  # what a refusal says is there; no class can be called so, being one of the project's
 _RESAMPLES = 500
 _LEVEL = 0.95
-_CORNERS = ("x1", "y1", "x2", "y2")
 
 Answers = NDArray[np.int64]  # (labels, people): the class that each person says it is, -1 where not asked
 
@@ -140,7 +139,7 @@ def _counts(answers: Answers) -> NDArray[np.float64]:
 
 def _mean_iou(said: Mapping[str, Mapping[str, Any]]) -> float:
     """Mean IoU of the boxes that pairs of people left on one label; NaN where no two left one."""
-    left = [[row[key] for key in _CORNERS] for row in said.values() if row["x1"] is not None]
+    left = [[row[key] for key in schema.CORNERS] for row in said.values() if row["x1"] is not None]
     if len(left) < 2:
         return np.nan
     first, second = np.triu_indices(len(left), 1)

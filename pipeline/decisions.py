@@ -22,7 +22,6 @@ from pipeline import boxes, journal, schema
 from pipeline.config import ProjectConfig
 from pipeline.store import Store
 
-CORNERS = ("x1", "y1", "x2", "y2")
 _CERTIFIED = ("threshold", "precision", "certificate")  # of a machine's label; what a person drew needs none
 _GRADES = ("threshold", "precision", "certificate")
 
@@ -311,14 +310,14 @@ def _row(decided: Row) -> Row:
 
 def _from_person(decided: Row) -> Row:
     person = {"producer": "human", "class_name": decided["class_name"], "score": 1.0}
-    return person | {key: decided[key] for key in CORNERS}
+    return person | {key: decided[key] for key in schema.CORNERS}
 
 
 def _asked(decided: Row) -> list[Row]:
     """The label that was refused or changed, as it was seen; none where nothing was shown."""
     if decided["asked_class"] is None:
         return []
-    seen = dict(zip(CORNERS, (decided[f"asked_{key}"] for key in CORNERS), strict=True))
+    seen = dict(zip(schema.CORNERS, (decided[f"asked_{key}"] for key in schema.CORNERS), strict=True))
     return [{"class_name": decided["asked_class"], "reviewer": decided["reviewer"], **seen}]
 
 
@@ -326,12 +325,12 @@ def _close(one: Row, other: Row) -> bool:
     """Whether two labels have the same box, to a hundredth of a pixel."""
     if one["x1"] is None or other["x1"] is None:
         return one["x1"] is other["x1"]
-    return all(abs(one[key] - other[key]) <= 0.01 for key in CORNERS)
+    return all(abs(one[key] - other[key]) <= 0.01 for key in schema.CORNERS)
 
 
 def _overlaps(rows: Sequence[Row], others: Sequence[Row]) -> NDArray[np.float64]:
     """(n, m) IoU of labels; 0 for those of unlike classes, 1 for a class of the image said twice."""
-    a, b = (np.array([[row[key] for key in CORNERS] for row in some], np.float64) for some in (rows, others))
+    a, b = (np.array([[row[key] for key in schema.CORNERS] for row in some], np.float64) for some in (rows, others))
     whole = np.isnan(a[:, None, 0]) & np.isnan(b[None, :, 0])
     alike = np.array([[row["class_name"] == other["class_name"] for other in others] for row in rows])
     return np.where(alike, np.where(whole, 1.0, np.nan_to_num(boxes.iou(a, b))), 0.0)

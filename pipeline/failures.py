@@ -187,7 +187,7 @@ def _table(model: str, rows: pa.Table, columns: Columns, evidence: Mapping[str, 
     """Rows of `failures`: annotations, what is said of each, and the facts `about` its image."""
     flags = {**evidence, **{name: _flags(about, name) for name in ("dark", "blurry", "unlike_training")}}
     given = {k: pa.array(v, from_pandas=True) for k, v in columns.items() if v is not None}
-    kept = ("image_id", "batch", "annotation_id", "class_name", "x1", "y1", "x2", "y2")
+    kept = ("image_id", "batch", "annotation_id", "class_name", *schema.CORNERS)
     facts = ("brightness", "sharpness", "distance", "nearest")
     return schema.table("failures").from_columns(
         {

@@ -197,7 +197,7 @@ def _wrong_boxes(model: str, said: pa.Table, truth: pa.Table, classes: Sequence[
         listed = np.flatnonzero((values >= LEAST) & (by >= 0))
         about, proof = rows.take(pa.array(listed)), said.take(pa.array(by[listed]))
         columns = {c: about.column(c) for c in ("image_id", "batch", "annotation_id", "class_name")}
-        columns |= {c: proof.column(c) for c in ("score", "x1", "y1", "x2", "y2")}
+        columns |= {c: proof.column(c) for c in ("score", *schema.CORNERS)}
         columns |= {"suggested": proof.column("class_name"), "suspicion": values[listed]}
         columns |= {name: [value] * len(listed) for name, value in (("model", model), ("error", error))}
         parts.append(schema.table("label_errors").from_columns(columns))

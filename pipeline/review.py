@@ -36,7 +36,6 @@ AUDIT = "audit: accepted, drawn at random"
 PERSON, VERIFIER = "person", "verifier"
 _TRUSTED = ("accepted", "verified", "human")
 _ALL = "all"
-_CORNERS = ("x1", "y1", "x2", "y2")
 _DOUBTS = {
     "class": "people's label: {model} is {score:.0%} sure that this is {suggested}, not {class_name}",
     "swapped": "people's label: {model} sees {suggested} here, not {class_name}",
@@ -116,7 +115,7 @@ def proposals(queue: pa.Table, labels: pa.Table) -> pa.Table:
 
 
 def _waiting(boxes: pa.Table, producer: pa.ChunkedArray, why: pa.Array | pa.ChunkedArray) -> pa.Table:
-    names = ("annotation_id", "image_id", "batch", "class_name", "score", *_CORNERS)
+    names = ("annotation_id", "image_id", "batch", "class_name", "score", *schema.CORNERS)
     columns: dict[str, Any] = {name: boxes.column(name) for name in names}
     columns |= dict.fromkeys(("truncated", "ignore", "is_crowd"), np.zeros(boxes.num_rows, bool))
     columns |= {"producer": producer, "status": ["needs_review"] * boxes.num_rows, "decided_by": why}
@@ -181,7 +180,7 @@ def _rows(labels: pa.Table, right: Floats, gain: Floats, cost: Floats, reasons: 
         name: labels.column(name) for name in ("annotation_id", "image_id", "batch", "class_name", "score")
     }
     columns |= {"right": right, "gain": gain, "cost": cost, "reason": pa.array(reasons, pa.string())}
-    columns |= {name: pa.nulls(labels.num_rows, labels.column(name).type) for name in ("producer", *_CORNERS)}
+    columns |= {name: pa.nulls(labels.num_rows, labels.column(name).type) for name in ("producer", *schema.CORNERS)}
     return pa.table(columns)
 
 
@@ -190,7 +189,7 @@ def _doubted(doubts: Doubts, prices: PriceConfig) -> pa.Table:
     labels, right = doubts.labels, doubts.right
     rows = _rows(labels, right, np.zeros(labels.num_rows), look_cost(labels, right, prices), doubts.reasons)
     proposed = pa.array(doubts.overlooked)
-    for name in ("producer", *_CORNERS):
+    for name in ("producer", *schema.CORNERS):
         place = rows.column_names.index(name)
         rows = rows.set_column(place, name, pc.if_else(proposed, labels.column(name), rows.column(name)))
     return rows

@@ -13,6 +13,7 @@ from pipeline.errors import DataError
 STRING, FLOAT, DOUBLE = pa.string(), pa.float32(), pa.float64()
 INT, LONG, BOOL = pa.int32(), pa.int64(), pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
+CORNERS = ("x1", "y1", "x2", "y2")  # columns of a box
 STRINGS = pa.list_(pa.string())
 DOUBLES = pa.list_(pa.float64())
 ATTRIBUTES = pa.map_(pa.string(), pa.string())
@@ -380,7 +381,7 @@ TABLES: dict[str, Table] = {
                 Column("caption", STRING, "names the caption that the prompt was asked in"),
                 Column("prompt", STRING, "as the network read it"),
                 Column("rank", INT, "0 is the prompt's best box in the image, kept however low it scored"),
-                *(Column(name, FLOAT, f"{name}, pixels of the upright image") for name in ("x1", "y1", "x2", "y2")),
+                *(Column(name, FLOAT, f"{name}, pixels of the upright image") for name in CORNERS),
                 Column("score", FLOAT, "probability of the prompt's best word"),
                 Column("text_score", FLOAT, "mean probability of its words"),
             ),
@@ -1230,7 +1231,7 @@ def annotations(
         "is_crowd": np.zeros(n, bool),
     }
     if corners is not None:
-        columns |= {key: corners[:, i] for i, key in enumerate(("x1", "y1", "x2", "y2"))}
+        columns |= {key: corners[:, i] for i, key in enumerate(CORNERS)}
     typed = {c.name: c.type for c in table(name).columns}
     columns |= extra
     return table(name).from_columns(
@@ -1242,7 +1243,7 @@ def box_array(rows: pa.Table) -> Any:
     """(n, 4) float64 xyxy of annotation rows; NaN where a label has no box."""
     import numpy as np
 
-    columns = [rows.column(k).to_numpy(zero_copy_only=False) for k in ("x1", "y1", "x2", "y2")]
+    columns = [rows.column(k).to_numpy(zero_copy_only=False) for k in CORNERS]
     return np.stack(columns, axis=1).astype(np.float64) if columns else np.zeros((0, 4))
 
 

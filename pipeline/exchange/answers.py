@@ -16,8 +16,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import boxes, decisions
-from pipeline.exchange.tasks import CORNERS, Answer, Loss, Reading, Row, Seen, corners, speakable
+from pipeline import boxes, decisions, schema
+from pipeline.exchange.tasks import Answer, Loss, Reading, Row, Seen, corners, speakable
 from pipeline.ids import fingerprint
 from pipeline.journal import Corners, Decision
 from pipeline.ontology import Ontology
@@ -256,7 +256,7 @@ class _Sheet:
         row = self._project.latest.get((made.batch, made.annotation_id, made.reviewer, made.source))
         if row is None:
             return False
-        box = tuple(row[key] for key in CORNERS) if row["x1"] is not None else None
+        box = tuple(row[key] for key in schema.CORNERS) if row["x1"] is not None else None
         same = (row["verdict"], row["class_name"], row["mask"]) == (made.verdict, made.class_name, made.mask)
         return same and _close(box, made.box)
 
@@ -268,7 +268,7 @@ def _close(one: Sequence[float] | None, other: Sequence[float] | None) -> bool:
 
 
 def _equal(row: Row, seen: Seen) -> bool:
-    box = tuple(row[key] for key in CORNERS) if row["x1"] is not None else None
+    box = tuple(row[key] for key in schema.CORNERS) if row["x1"] is not None else None
     return row["class_name"] == seen.class_name and row["mask"] == seen.mask and _close(box, seen.box)
 
 
@@ -277,4 +277,4 @@ def _near(row: Row, seen: Seen) -> float:
         return 0.0
     if row["x1"] is None or seen.box is None:
         return float(row["x1"] is None and seen.box is None)
-    return float(boxes.iou([[row[key] for key in CORNERS]], [seen.box])[0, 0])
+    return float(boxes.iou([[row[key] for key in schema.CORNERS]], [seen.box])[0, 0])

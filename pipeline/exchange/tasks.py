@@ -27,8 +27,7 @@ from pipeline.errors import DataError, StoreError
 from pipeline.ids import fingerprint
 from pipeline.journal import Corners
 
-CORNERS = ("x1", "y1", "x2", "y2")
-_PLACED = ("annotation_id", "image_id", "batch", "class_name", "mask", *CORNERS)
+_PLACED = ("annotation_id", "image_id", "batch", "class_name", "mask", *schema.CORNERS)
 # Of a label's row, what is neither its identity, nor its class, nor its place.
 CARRIED = tuple(c.name for c in schema.table("labels").columns if c.name not in _PLACED)
 _UNSAFE = re.compile(r"[^A-Za-z0-9._-]+")
@@ -165,7 +164,7 @@ def carried(row: Row) -> dict[str, Any]:
 
 def corners(row: Mapping[str, Any]) -> list[float] | None:
     """The box of a label's row."""
-    return None if row["x1"] is None else [float(row[key]) for key in CORNERS]
+    return None if row["x1"] is None else [float(row[key]) for key in schema.CORNERS]
 
 
 def speakable(text: str) -> str:
@@ -221,7 +220,7 @@ def label_row(answer: Answer, seen: Seen) -> Row:
     row = {key: seen.carried.get(key) for key in CARRIED}
     row |= {"annotation_id": seen.annotation_id, "image_id": answer.image_id, "batch": answer.batch}
     row |= {"class_name": seen.class_name, "mask": seen.mask}
-    return row | dict(zip(CORNERS, seen.box or (None,) * 4, strict=True))
+    return row | dict(zip(schema.CORNERS, seen.box or (None,) * 4, strict=True))
 
 
 def read_json(path: Path) -> Any:

@@ -21,9 +21,10 @@ def each_on_one_thread(function: Callable[[Item], Result], items: Iterable[Item]
 
     count = torch.get_num_threads()
     with ThreadPoolExecutor(count, initializer=use_threads, initargs=(1,)) as pool:
-        done = list(pool.map(function, items))
-    torch.set_num_threads(count)  # or threads that begin later would get one, too
-    return done
+        try:
+            return list(pool.map(function, items))
+        finally:
+            torch.set_num_threads(count)  # or threads that begin later would get one, too
 
 
 def use_threads(count: int) -> None:

@@ -59,10 +59,10 @@ def drift(tables: Tables, gallery: Gallery) -> Section:
 
 
 def _telling(rows: pa.Table) -> pa.Table:
-    """The rows of tests that found a batch to have drifted, and of the test that looks at everything at once."""
+    """The rows of tests that found a batch to have drifted, and of the one that looks at everything; else all."""
     found = {(r["test"], r["subject"]) for r in rows.to_pylist() if r["drifted"] or r["test"] == "embedding_mmd"}
     pairs = zip(rows["test"].to_pylist(), rows["subject"].to_pylist(), strict=True)
-    return rows.filter(pa.array([pair in found for pair in pairs], pa.bool_()))
+    return rows.filter(pa.array([pair in found for pair in pairs], pa.bool_())) if found else rows
 
 
 def _driven(tables: Tables, gallery: Gallery, batch: str) -> dict[str, Any]:

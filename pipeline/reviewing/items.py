@@ -19,11 +19,10 @@ from pipeline.ids import fingerprint, producer_name
 from pipeline.journal import Corners, Decision, Journal
 from pipeline.store import Store
 
-CORNERS = ("x1", "y1", "x2", "y2")
 SOURCE = "page"
 _SHORTEST = 1.0  # pixel
 _MOST_OTHERS = 200
-_SHOWN = ("annotation_id", "class_name", "status", *CORNERS)
+_SHOWN = ("annotation_id", "class_name", "status", *schema.CORNERS)
 
 Row = dict[str, Any]
 
@@ -44,7 +43,7 @@ class Item:
 
     @property
     def box(self) -> Corners | None:
-        x1, y1, x2, y2 = (self.label[key] for key in CORNERS)
+        x1, y1, x2, y2 = (self.label[key] for key in schema.CORNERS)
         return None if x1 is None else (x1, y1, x2, y2)
 
 
@@ -297,5 +296,5 @@ def described(number: int, item: Item, said: Row | None, near: tuple[int, int, i
 
 
 def _answer(said: Row) -> Row:
-    box = None if said["x1"] is None else [said[key] for key in CORNERS]
+    box = None if said["x1"] is None else [said[key] for key in schema.CORNERS]
     return {"verdict": said["verdict"], "class": said["class_name"], "box": box}

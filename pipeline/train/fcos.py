@@ -15,6 +15,7 @@ import numpy as np
 from pipeline.config import TrainingConfig
 from pipeline.errors import DataError
 from pipeline.models.fcos import FcosConfig, build
+from pipeline.models.threads import use_threads
 from pipeline.train import losses
 from pipeline.train.scenes import Crop, Crops, Scene
 from pipeline.train.state import Checkpoints, Fitted, Progress, tell, warm_then_cosine
@@ -70,7 +71,7 @@ def fit(
 
     peers = peers or Peers()
     if job.threads:
-        torch.set_num_threads(job.threads)
+        use_threads(job.threads)
     crops = _crops(job)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     trainer = _Trainer(job, crops, device, peers)

@@ -20,22 +20,7 @@ from tests.pipeline.decided import decision, table
 
 LABELS = "decisions,agreement,trust,labels,review_queue"
 ERRORS = "images,ground_truth,detections,decisions,labels,training_set,label_errors,review_queue"
-LABELLER = """
-import numpy as np
-from pipeline.models.roles import Detections
-
-class Squares:
-    def __init__(self, ontology):
-        pass
-
-    def detect(self, images):
-        return [self._one(image) for image in images]
-
-    def _one(self, image):
-        y, x = np.nonzero(image.mean(axis=2) > 150)
-        box = [[x.min(), y.min(), x.max() + 1, y.max() + 1]]
-        return Detections(np.array(box, np.float32), np.array([0.9], np.float32), ("square",))
-"""
+LABELLER = "from tests.assets.squares import Squares\n"
 
 
 def waiting(store: Store, count: int) -> list[dict]:
