@@ -6,7 +6,7 @@ on this machine, each with one CPU and a loopback address, reached through ray:/
 compared, and of the vectors in LanceDB. Not compared: where files lie, how long things took, and what is reckoned
 from that (see TIMED).
 
-Run: OMP_NUM_THREADS=1 python benchmarks/equality.py [--project trees] [--project scenes] [--way NAME ...]
+Run: OMP_NUM_THREADS=1 python benchmarks/equality.py [--project trees] [--project scenes] [--way NAME ...] [--batch B …]
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -126,21 +126,22 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--project", action="append", help="default: trees")
     parser.add_argument("--way", action="append", choices=list(WAYS), help="beside inline; default: all")
+    parser.add_argument("--batch", action="append", default=[], help="only this one, as in cvp run")
     parser.add_argument("--epochs", type=float, default=0.02, help="of training, as in cvp run")
     given = parser.parse_args()
+    options = ["--epochs", str(given.epochs), *(word for batch in given.batch for word in ("--batch", batch))]
     unequal = 0
     with tempfile.TemporaryDirectory() as place:
         for name in given.project or ["trees"]:
-            unequal += compared(
-                Path(place), projects_root() / name, given.way or list(WAYS), ("--epochs", str(given.epochs))
-            )
+            unequal += compared(Path(place), projects_root() / name, given.way or list(WAYS), options)
     if unequal:
         raise SystemExit(f"{unequal} tables differ")
 
 
-def compared(root: Path, project: Path, ways: list[str], options: tuple[str, ...]) -> int:
-    """Run a project every way, print the comparison; the number of tables and batches that differ."""
-    found: dict[str, dict[str, str]] = {}
+def compared(root: Path, project: Path, ways: list[str], options: list[str]) -> int:
+    """Run a project every way and print the comparison; the number of tables and batches that differ."""
+    expected: dict[str, str] = {}
+    unequal = 0
     for name in dict.fromkeys(["inline", *ways]):
         count = WAYS[name]
         started = time.monotonic()
@@ -148,9 +149,18 @@ def compared(root: Path, project: Path, ways: list[str], options: tuple[str, ...
             mode = cluster.address if cluster else name
             way = Way(root / project.name, project, name, cluster, compute=mode, workers=max(2, count))
             lost = name == "one of them lost"
-            found[name] = disturbed(way, 2, *options) if lost else way.finish(way.start(*options))
-        print(f"{project.name}, {name}: {len(found[name])} tables in {time.monotonic() - started:.0f} s", flush=True)
-    return _table(project.name, found)
+            found = disturbed(way, 2, *options) if lost else way.finish(way.start(*options))
+        expected = expected or found
+        keys = sorted({*expected, *found})
+        different = [key for key in keys if found.get(key) != expected.get(key)]
+        unequal += len(different)
+        tables = len({key.split("/")[0] for key in keys})
+        print(
+            f"{project.name}, {name:<18}{len(keys):>4} batches of {tables} tables:{len(different):>4} different, in "
+            f"{time.monotonic() - started:.0f} s  {', '.join(different)}",
+            flush=True,
+        )
+    return unequal
 
 
 @contextmanager
@@ -160,16 +170,6 @@ def _cluster(count: int) -> Iterator[Nodes | None]:
         return
     with nodes(count) as made:
         yield made
-
-
-def _table(project: str, found: Mapping[str, Mapping[str, str]]) -> int:
-    expected = found["inline"]
-    keys = sorted({key for tables in found.values() for key in tables})
-    bad = {way: [k for k in keys if tables.get(k) != expected.get(k)] for way, tables in found.items()}
-    print(f"{project}: {len(keys)} tables and batches, of {len({k.split('/')[0] for k in keys})} tables")
-    for way, different in bad.items():
-        print(f"  {way:<20}{len(keys) - len(different):>5} equal{len(different):>5} different  {', '.join(different)}")
-    return sum(map(len, bad.values()))
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """The engine at 10,000, 100,000 and a million images, without models: time and memory of each thing that it does.
 
-Run: python benchmarks/million.py [--scales N ...] [--steps NAME ...]
+Run: python benchmarks/million.py [--scales N ...] [--steps NAME ...] [--batch-size N]
 
 Images are rows; `listing` and `hashing` use real files, small JPEGs (with --files N at most). Vectors are drawn. Each
 step runs in a process of its own. The last column says how the cost grows from one scale to the next: 1.0 is
@@ -17,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
@@ -36,6 +37,7 @@ from pipeline.store import Store
 from pipeline.vectors import Vectors, vector_schema
 
 BATCHES, DIMENSIONS, HASH_LIMIT = 100, 256, 6
+ROUND = 33  # commits of vectors in which there is one compaction
 _AT_ONCE = 10_000  # rows made as dictionaries
 _SUM = "SELECT batch, count(*) AS n, avg(width) AS w FROM images GROUP BY batch"
 _JOIN = "SELECT i.location, q.sharpness FROM images i JOIN quality q USING (image_id, batch) ORDER BY 2 DESC LIMIT 10"
@@ -44,13 +46,18 @@ _JOIN = "SELECT i.location, q.sharpness FROM images i JOIN quality q USING (imag
 class World:
     """What the steps work on, in a folder: made once for a scale."""
 
-    def __init__(self, folder: Path, scale: int, files: int) -> None:
-        self.folder, self.scale, self.files = folder, scale, files
+    def __init__(self, folder: Path, scale: int, files: int, batches: int) -> None:
+        self.folder, self.scale, self.files, self.batches = folder, scale, files, batches
         self.store = Store(str(folder / "store"))
+
+    @property
+    def size(self) -> tuple[int, int, int]:
+        """What it is made with, beside the folder."""
+        return self.scale, self.files, self.batches
 
     def rows(self, batch: int) -> pa.Table:
         """Rows of `images` of one batch."""
-        size = self.scale // BATCHES
+        size = self.scale // self.batches
         names = [f"{batch * size + i:064x}" for i in range(size)]
         same = {"format": "JPEG", "mode": "RGB", "orientation": 1, "width": 640, "height": 480, "photo_width": 640}
         same |= {
@@ -81,7 +88,7 @@ class World:
         return made
 
     def quality(self, batch: int, hashes: np.ndarray) -> pa.Table:
-        size = self.scale // BATCHES
+        size = self.scale // self.batches
         images = [f"{batch * size + i:064x}" for i in range(size)]
         table = schema.table("quality")
         zeros = {c.name: np.zeros(size) for c in table.columns if c.type in (schema.FLOAT, schema.DOUBLE)}
@@ -91,7 +98,7 @@ class World:
 
     def vectors(self, batch: int) -> Iterator[pa.Table]:
         """Vectors of one batch, in parts of a thousand."""
-        random, size = np.random.default_rng(batch), self.scale // BATCHES
+        random, size = np.random.default_rng(batch), self.scale // self.batches
         for start in range(0, size, 1000):
             n = min(1000, size - start)
             drawn = random.normal(size=(n, DIMENSIONS)).astype(np.float32)
@@ -121,7 +128,7 @@ def hashing(world: World) -> str:
 def tables(world: World) -> str:
     """`images` and `quality` written in 100 batches."""
     hashes = world.hashes()
-    for batch in range(BATCHES):
+    for batch in range(world.batches):
         world.store.write("images", world.rows(batch), f"b{batch}", fingerprint=str(batch))
         world.store.write("quality", world.quality(batch, hashes), f"b{batch}", fingerprint=str(batch))
     return f"{sum(p.stat().st_size for p in (world.folder / 'store').rglob('*.parquet')) / 2**20:.0f} MiB"
@@ -154,25 +161,33 @@ def duckdb(world: World) -> str:
 
 
 def lancedb(world: World) -> str:
-    """Vectors of 256 numbers in 100 batches, each one commit, compacted on the way."""
-    kept, most = Vectors(world.store.uri), 0
-    for batch in range(BATCHES):
-        kept.replace_batch(f"b{batch}", "e", world.vectors(batch))
+    """Vectors of 256 numbers, each batch one commit, compacted on the way; how long the first commits take, and the
+    last."""
+    kept, most, took = Vectors(world.store.uri), 0, []
+    for batch in range(world.batches):
+        parts = list(world.vectors(batch))
+        start = time.perf_counter()
+        kept.replace_batch(f"b{batch}", "e", parts)
+        took.append(time.perf_counter() - start)
         most = max(most, _fragments(kept))
     size = sum(p.stat().st_size for p in (world.folder / "store" / "_vectors").rglob("*") if p.is_file())
-    return f"at most {most} fragments, {size / 2**20:.0f} MiB for {world.scale * DIMENSIONS * 4 / 2**20:.0f} of vectors"
+    return (
+        f"at most {most} fragments, {size / 2**20:.0f} MiB for {world.scale * DIMENSIONS * 4 / 2**20:.0f} of vectors; "
+        f"{np.mean(took[:ROUND]) * 1e3:.0f} ms a commit of {world.scale // world.batches:,} at first, "
+        f"{np.mean(took[-ROUND:]) * 1e3:.0f} at last"
+    )
 
 
 def replacing(world: World) -> str:
-    """One of these 100 batches made once more."""
+    """One of these batches made once more."""
     kept = Vectors(world.store.uri)
     kept.replace_batch("b7", "e", world.vectors(7))
     return f"{_fragments(kept)} fragments, {kept._db.open_table(f'vectors_{DIMENSIONS}').count_rows():,} rows"
 
 
 def fetching(world: World) -> str:
-    """The vectors of one of 100 batches by their names, as zero-shot classes need them."""
-    names = world.store.read("images", "b7", ["image_id"]).column("image_id").to_pylist()
+    """The vectors of one of these batches by their names, as zero-shot classes need them."""
+    names = [name for part in world.vectors(7) for name in part.column("image_id").to_pylist()]
     return f"{len(Vectors(world.store.uri).fetch(names, 'e', batch='b7')[0]):,} vectors"
 
 
@@ -209,7 +224,7 @@ def make_files(folder: Path, count: int) -> None:
 
 def measure(step: str, world: World) -> dict[str, Any]:
     """A step in a process of its own."""
-    command = [sys.executable, __file__, "--step", step, str(world.folder), str(world.scale), str(world.files)]
+    command = [sys.executable, __file__, "--step", step, str(world.folder), *map(str, world.size)]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
         raise SystemExit(f"{step} failed: {done.stderr[-3000:]}")
@@ -218,13 +233,14 @@ def measure(step: str, world: World) -> dict[str, Any]:
 
 def main() -> None:
     if sys.argv[1:2] == ["--step"]:
-        step, folder, scale, files = sys.argv[2:]
-        found = spent(lambda: STEPS[step](World(Path(folder), int(scale), int(files))))
+        step, folder, *size = sys.argv[2:]
+        found = spent(lambda: STEPS[step](World(Path(folder), *map(int, size))))
         print(json.dumps({"wall": found.wall, "cores": found.cores, "peak": found.peak, "found": found.result}))
         return
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--scales", type=int, nargs="+", default=[10_000, 100_000])
     parser.add_argument("--files", type=int, default=100_000)
+    parser.add_argument("--batch-size", type=int, help=f"images in a batch; default: {BATCHES} batches at any scale")
     parser.add_argument("--steps", nargs="+", choices=STEPS, default=list(STEPS))
     given = parser.parse_args()
     print(f"{'images':>10}  {'step':<12}{'s':>8}{'core-s':>8}{'peak MiB':>10}{'growth':>8}  found")
@@ -232,7 +248,8 @@ def main() -> None:
     for scale in given.scales:
         folder = Path(tempfile.mkdtemp())
         try:
-            world = World(folder, scale, min(scale, given.files))
+            batches = scale // given.batch_size if given.batch_size else BATCHES
+            world = World(folder, scale, min(scale, given.files), batches)
             if set(given.steps) & set(_OF_FILES):
                 make_files(folder, world.files)
             for step in given.steps:

@@ -34,17 +34,35 @@ class Nodes:
         token: that everybody who talks to it must have in RAY_AUTH_TOKEN.
     """
 
-    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0) -> None:
+    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0, head_cpus: int | None = None) -> None:
         self.folder, self.cpus, self.gpus = folder, cpus, gpus
+        self.head_cpus = cpus if head_cpus is None else head_cpus
         self.token = secrets.token_hex(32)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
-        gcs, client = free_port("127.0.0.2"), free_port("127.0.0.2")
-        self.gcs, self.address = f"127.0.0.2:{gcs}", f"ray://127.0.0.2:{client}"
+        gcs, client = self.ports()
+        self.gcs, self.address = f"{self.host(0)}:{gcs}", f"ray://{self.host(0)}:{client}"
+
+    def host(self, number: int) -> str:
+        """Address of a node."""
+        return f"127.0.0.{number + 2}"  # Ray would take 127.0.0.1 for the machine's own address
+
+    def ports(self) -> tuple[int, int]:
+        """Free ones of the head: for nodes, and for clients."""
+        return free_port(self.host(0)), free_port(self.host(0))
+
+    def within(self, number: int) -> list[str]:
+        """What a node's command begins with."""
+        return []
 
     @property
     def groups(self) -> set[int]:
         """Process groups of its nodes."""
         return {process.pid for process in self._processes.values()}
+
+    @property
+    def workers(self) -> list[int]:
+        """Numbers of the nodes that live, without the head."""
+        return [number for number, process in self._processes.items() if number and process.poll() is None]
 
     @property
     def environment(self) -> dict[str, str]:
@@ -69,12 +87,11 @@ class Nodes:
     def _start(self, number: int) -> None:
         port, client = self.gcs.rsplit(":")[1], self.address.rsplit(":")[2]
         where = ["--head", f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
-        # Ray would take 127.0.0.1 for the machine's own address.
         ray = str(Path(sys.executable).with_name("ray"))
-        command = [ray, "start", "--block", f"--node-ip-address=127.0.0.{number + 2}"]
+        command = [*self.within(number), ray, "start", "--block", f"--node-ip-address={self.host(number)}"]
         command += where if not number else [f"--address={self.gcs}"]
         command += [
-            f"--num-cpus={self.cpus}",
+            f"--num-cpus={self.cpus if number else self.head_cpus}",
             f"--num-gpus={self.gpus}",
             f"--object-store-memory={OBJECT_STORE}",
             "--disable-usage-stats",
@@ -116,10 +133,16 @@ class Nodes:
 
 
 @contextmanager
-def nodes(count: int, cpus: int = 1, gpus: int = 0) -> Iterator[Nodes]:
-    """A running cluster of `count` nodes, which is gone afterwards. Ray only counts their CPUs and GPUs."""
+def nodes(
+    count: int, cpus: int = 1, gpus: int = 0, head_cpus: int | None = None, kind: type[Nodes] = Nodes
+) -> Iterator[Nodes]:
+    """A running cluster of `count` nodes, which is gone afterwards. Ray only counts their CPUs and GPUs.
+
+    Args:
+        cpus, gpus: of each node. head_cpus: of the first one, if others; 0: it only manages.
+    """
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: it holds sockets, whose paths are limited
-    made = Nodes(folder, cpus, gpus)
+    made = kind(folder, cpus, gpus, head_cpus)
     try:
         made.add(count)
         yield made

@@ -6,7 +6,8 @@ Each try measures 160 generated photos on two local processes, in shards of 16, 
 does what a user would do: run it again, if it did not end by itself. A photo is said to be worked on again when a
 worker had measured it before. A native crash is a SIGSEGV that the worker sends itself at one photo; the
 full disk is a tmpfs that is too small (it needs root); the clock is the work's own, through libfaketime; the S3
-server is SeaweedFS, and the endpoint a server that charges for answers and lets three requests in ten hang.
+server is SeaweedFS, and the endpoint a server that charges for answers and lets three requests in ten hang. Where a Ray
+node is lost, the two workers are actors on nodes of their own.
 """
 
 from __future__ import annotations
@@ -22,12 +23,15 @@ from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
-sys.path.insert(0, str(Path(__file__).parents[2]))
-os.environ["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[2]), os.environ.get("PYTHONPATH", "")])
+sys.path.insert(1, str(Path(__file__).parents[1]))
+sys.path.insert(1, str(Path(__file__).parents[2]))
+# Processes that are started import from the same places: this folder, the project, and benchmarks.
+os.environ["PYTHONPATH"] = os.pathsep.join([*sys.path[:3], os.environ.get("PYTHONPATH", "")])
 
 import elsewhere
 import local
 import pyarrow as pa
+from ray_nodes import nodes
 from work import Try, differences, make_photos, results
 
 PROCESSES = {
@@ -39,7 +43,8 @@ PROCESSES = {
     "the clock jumps, run killed": local.jump_clock,
     "an image crashes natively": local.crash_natively,
 }
-SERVER, ENDPOINT, DAGSTER = "SIGKILL of the S3 server", "the endpoint hangs, asker killed", "SIGKILL of the Dagster run"
+SERVER, DAGSTER, RAY = "SIGKILL of the S3 server", "SIGKILL of the Dagster run", "a Ray node is lost"
+ENDPOINT = "the endpoint hangs, asker killed"
 
 
 @dataclass(frozen=True)
@@ -65,11 +70,13 @@ class Trials:
         self.wanted = results(calm)
         self.images = self.wanted[0].column("image_id").to_pylist()
 
-    def of_processes(self, hurt: Callable[[Try, random.Random], None], where: str = "") -> Iterator[Found]:
+    def of_processes(
+        self, hurt: Callable[[Try, random.Random], None], where: str = "", compute: str = "local"
+    ) -> Iterator[Found]:
         for k in range(self.tries):
-            name = f"{getattr(hurt, '__name__', 'server')}-{k}"
+            name = f"{getattr(hurt, 'func', hurt).__name__}-{k}"
             poison = self.chance.choice(self.images) if hurt is local.crash_natively else ""
-            work = Try.new(self.root / name, self.photos, f"{where}/{name}" if where else "", poison)
+            work = Try.new(self.root / name, self.photos, f"{where}/{name}" if where else "", poison, compute)
             hurt(work, self.chance)
             keep = pa.array([image != poison for image in self.images])
             wanted = [rows.filter(keep) if poison else rows for rows in self.wanted]
@@ -79,6 +86,10 @@ class Trials:
     def of_the_server(self) -> Iterator[Found]:
         with elsewhere.serving(self.root / "weed") as server:
             yield from self.of_processes(partial(elsewhere.kill_server, server=server), "s3://tables")
+
+    def of_ray(self) -> Iterator[Found]:
+        with nodes(3, head_cpus=0) as cluster:
+            yield from self.of_processes(partial(elsewhere.lose_node, cluster=cluster), compute=cluster.address)
 
     def of_the_endpoint(self) -> Iterator[Found]:
         for k in range(self.tries):
@@ -108,7 +119,8 @@ def main() -> None:
         kinds: dict[str, Callable[[], Iterator[Found]]] = {
             name: partial(trials.of_processes, hurt) for name, hurt in PROCESSES.items()
         }
-        kinds |= {SERVER: trials.of_the_server, DAGSTER: trials.of_dagster, ENDPOINT: trials.of_the_endpoint}
+        kinds |= {SERVER: trials.of_the_server, DAGSTER: trials.of_dagster, RAY: trials.of_ray}
+        kinds |= {ENDPOINT: trials.of_the_endpoint}
         print(
             f"{'fault':<34}{'tries':>6}{'lost':>6}{'doubled':>9}{'different':>11}{'again, most':>13}{'paid twice':>12}"
         )

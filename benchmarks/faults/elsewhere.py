@@ -1,4 +1,4 @@
-"""Faults of what the work needs from outside: an S3 server, an endpoint that is paid, and Dagster's process."""
+"""Faults of what the work needs from outside: S3, Ray's nodes, an endpoint that is paid, and Dagster's process."""
 
 from __future__ import annotations
 
@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pyarrow as pa
 import yaml
+from ray_nodes import Nodes
 from work import END_SECONDS, PHOTOS, SHARD, Try
 
 from pipeline import schema
@@ -41,6 +42,19 @@ def kill_server(work: Try, chance: random.Random, server: Weed) -> None:
     server.start()
     if driver.wait(END_SECONDS):
         raise SystemExit(f"the server's death ended the run: {work.log()}")
+
+
+# -- Ray ------------------------------------------------------------------------------------------
+
+
+def lose_node(work: Try, chance: random.Random, cluster: Nodes) -> None:
+    """SIGKILL of all processes of one of two nodes, at a random moment: the run must go on on the other."""
+    driver = work.start(**cluster.environment)
+    work.wait(driver, chance.randrange(PHOTOS - SHARD))
+    cluster.kill(chance.choice(cluster.workers))
+    if driver.wait(END_SECONDS):
+        raise SystemExit(f"a lost node ended the run: {work.log()}")
+    cluster.add()  # for the next try
 
 
 # -- an endpoint ----------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""The work that is disturbed: a few statistics of generated photos, on two local processes, into a store and LanceDB.
+"""The work that is disturbed: a few statistics of generated photos, on two workers, into a store and LanceDB.
 
 Run as a script with a folder, it does the work that lies there.
 """
@@ -63,15 +63,15 @@ Process = Forked | subprocess.Popen[bytes]
 
 @dataclass
 class Try:
-    """One run of the work in a folder of its own, which says where its photos and its store are."""
+    """One run of the work in a folder of its own, which says where its photos and its store are, and who does it."""
 
     folder: Path
     failed: list[pa.Table] = field(default_factory=list)
 
     @classmethod
-    def new(cls, folder: Path, photos: str, store: str = "", poison: str = "") -> Try:
+    def new(cls, folder: Path, photos: str, store: str = "", poison: str = "", compute: str = "local") -> Try:
         (folder / "notes").mkdir(parents=True)
-        told = {"photos": photos, "store": store or str(folder / "store"), "poison": poison}
+        told = {"photos": photos, "store": store or str(folder / "store"), "poison": poison, "compute": compute}
         (folder / "work.json").write_text(json.dumps(told))
         return cls(folder)
 
@@ -87,7 +87,7 @@ class Try:
         """Measure the photos and write the table; two of the numbers go into LanceDB as if they were vectors."""
         rows = pa.ipc.open_file(self.told["photos"]).read_all()
         staging = self.store.staging("quality", "b", "f")
-        compute = Compute("local", WORKERS, BATCH, PER_SHARD, failed=self.failed.append)
+        compute = Compute(self.told["compute"], WORKERS, BATCH, PER_SHARD, failed=self.failed.append)
         options = {"notes": str(self.folder / "notes"), "poison": self.told["poison"]}
         measured = map_batches(Measures, options, rows, compute, staging)
         Vectors(self.store.uri).replace_batch("b", "e", [vectors(measured)])

@@ -6,6 +6,8 @@ number of workers changes nothing but the order in which numbers are summed, and
 
 from __future__ import annotations
 
+import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -16,7 +18,11 @@ from pipeline.files import Files
 from pipeline.train import fcos
 from pipeline.train.state import Fitted
 
+SNAPSHOT = "checkpoint_manager_snapshot.json"  # Ray Train's list of a run's checkpoints
 _STATE, _RESULT = "state.pt", "result.pt"
+# Ray Train looks at the cluster every 20 s: just after a machine is lost it still asks for as many workers as before.
+# By default it waits a minute for them, before it counts again.
+_START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
 
 
 def fit(job: fcos.Job, folder: str, name: str, mode: str, files: Files) -> Fitted:
@@ -37,6 +43,8 @@ def fit(job: fcos.Job, folder: str, name: str, mode: str, files: Files) -> Fitte
     from ray.train.torch import TorchConfig, TorchTrainer
 
     least, most = job.config.min_workers, job.config.workers
+    os.environ.update(_START_SECONDS | os.environ)
+    _forget_if_damaged(files, f"{folder}/{name}")
     gpu = ray.cluster_resources().get("GPU", 0) >= least
     workers: Any = (least, most) if least < most else most  # Ray's stubs do not know that bounds may be given
     trainer = TorchTrainer(
@@ -54,7 +62,7 @@ def fit(job: fcos.Job, folder: str, name: str, mode: str, files: Files) -> Fitte
     )
     try:
         result = trainer.fit()
-    except ray.train.TrainingFailedError as error:
+    except (ray.train.TrainingFailedError, ray.exceptions.RayActorError) as error:  # or its controller is lost
         raise PipelineError(
             f"training on Ray failed: {error}", f"read the workers' logs, or set `compute: inline`; state: {folder}"
         ) from error
@@ -63,6 +71,18 @@ def fit(job: fcos.Job, folder: str, name: str, mode: str, files: Files) -> Fitte
     fitted = _fitted(result.checkpoint)
     files.clear(f"{folder}/{name}")  # a finished run needs no checkpoints
     return fitted
+
+
+def _forget_if_damaged(files: Files, run: str) -> None:
+    """Ray writes its list of checkpoints in place, and a run whose list was cut short can never go on; from the start,
+    training gives the same result."""
+    try:
+        with files.open(f"{run}/{SNAPSHOT}") as file:
+            json.loads(file.read())
+    except FileNotFoundError:
+        pass
+    except ValueError:
+        files.clear(run)
 
 
 def _fitted(checkpoint: Any) -> Fitted:

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from namespaces import machines, possible
 from ray_nodes import Nodes, nodes
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
@@ -35,6 +36,23 @@ def test_a_node_lost_in_the_middle_costs_a_shard_and_no_row(tmp_path: Path) -> N
         while len({n["node"] for n in notes(tmp_path)}) < 2 and running.poll() is None and time.monotonic() < end:
             time.sleep(0.05)
         cluster.kill(1)
+        done = len(notes(tmp_path))
+        said, _ = running.communicate(timeout=400)
+        assert running.returncode == 0 and done < SHARDS, said
+    found = notes(tmp_path)
+    assert len({n["node"] for n in found}) == 2 and SHARDS <= len(found) <= SHARDS + 1
+
+
+def test_a_machine_that_is_unplugged_costs_a_shard_and_no_row(tmp_path: Path) -> None:
+    """Nodes in network namespaces of their own: the processes of one live on, but nobody hears of them any more."""
+    if not possible():
+        pytest.skip("needs root, and a kernel that makes network namespaces")
+    with machines(3) as cluster:
+        running = work(cluster, tmp_path, workers=2, min_workers=2)
+        end = time.monotonic() + 300
+        while len({n["node"] for n in notes(tmp_path)}) < 2 and running.poll() is None and time.monotonic() < end:
+            time.sleep(0.05)
+        cluster.unplug(2)
         done = len(notes(tmp_path))
         said, _ = running.communicate(timeout=400)
         assert running.returncode == 0 and done < SHARDS, said

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
@@ -38,12 +40,34 @@ class Memory:
     def save(self, state: dict[str, Any]) -> None: ...
 
 
+STEP_SECONDS = 0.1  # at least, so that there is time to kill somebody
+
+
+def noted(options: dict[str, Any]) -> None:
+    """Training on a worker that notes each step: a line of step, rank, workers, process and node's process."""
+    from pipeline.train import ray_train
+
+    advance = fcos._Trainer.advance
+    folder = Path(options["job"].scenes[0].rows[0]["uri"]).parent
+
+    def and_note(trainer: fcos._Trainer, crops: Any) -> None:
+        advance(trainer, crops)
+        time.sleep(STEP_SECONDS)
+        who = trainer.peers.rank, trainer.peers.count, os.getpid(), os.environ["RAY_RAYLET_PID"]
+        with (folder / f"{os.getpid()}.steps").open("a") as notes:
+            notes.write(f"{trainer.step} {' '.join(map(str, who))}\n")
+
+    fcos._Trainer.advance = and_note  # type: ignore[method-assign]
+    ray_train._loop(options)
+
+
 def main() -> None:
     address, folder, settings = sys.argv[1], Path(sys.argv[2]), json.loads(sys.argv[3])
     import torch
 
     from pipeline.train import ray_train
 
+    ray_train._loop = noted
     fitted = ray_train.fit(job(folder, **settings), str(folder / "ray"), "run", address, LocalFiles())
     torch.save({"state": fitted.state, "history": fitted.history}, folder / "fitted.pt")
 
