@@ -1,11 +1,12 @@
 """Boxes, masks, vectors and tags of photos: `pipeline.chain` against the glue one would write, one photo at a time,
 each model asked by itself and the photo decoded anew for each.
 
-Run: python benchmarks/chain.py [--photos N] [--rounds N] [compact|foundation ...]
+Run: python benchmarks/chain.py [--photos N] [--rounds N] [compact|foundation|full|full-half ...]
 
 `compact` asks our own role classes on both sides, so its glue is as fast as they are. `foundation` is a small random
 network of each package, and its glue is each package's own: `groundingdino.util.inference.predict`, `SamPredictor`,
-open_clip. It needs the sample scenes.
+open_clip, pycocotools. `full` is ViT-B-32, Swin-T and SAM ViT-B with random weights, for a GPU; `full-half` lets ours
+compute in bfloat16. The glue draws as many masks of a photo as we do. It needs the sample scenes.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +31,8 @@ import yaml
 from common import report
 from learning import CLIP, DINO, SAM, TOKENIZER
 from PIL import Image
+from pycocotools import mask as coco_mask
+from torch.utils.flop_counter import FlopCounterMode
 
 from pipeline import chain as chain_module
 from pipeline import weights
@@ -39,8 +43,27 @@ from pipeline.models.captions import WordPieces
 from pipeline.models.profiles import build_encoder, build_labeller, build_segmenter
 
 SIZES = ((640, 480), (3200, 2400))
-BOXES = 6  # masks a photo
+BOXES = 6  # masks a photo, on average over a few
 FLOOR = 0.3
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+ARCHITECTURE = "ViT-B-32/laion2b_s34b_b79k"
+
+
+@dataclass(frozen=True)
+class Networks:
+    """Random networks of the three packages."""
+
+    clip: clip_net.Design
+    dino: grounding_dino_net.DinoConfig
+    sam: sam_net.SamConfig
+    precision: str = "float32"  # ours, on a GPU
+
+
+def networks(kind: str) -> Networks:
+    if kind == "foundation":
+        return Networks(clip_net.Design("small", CLIP), DINO, SAM)
+    precision = "bfloat16" if kind == "full-half" else "float32"
+    return Networks(clip_net.design(ARCHITECTURE), grounding_dino_net.SWIN_T, sam_net.VIT_B, precision)
 
 
 def photographs(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
@@ -53,35 +76,37 @@ def photographs(folder: Path, count: int, size: tuple[int, int]) -> list[Path]:
     return paths
 
 
-def project(profile: str, folder: Path, threshold: float = 0.0) -> Project:
+def project(profile: str, folder: Path, threshold: float = 0.0, precision: str = "float32") -> Project:
     text = yaml.safe_load((Path(__file__).parents[1] / "projects" / "scenes" / "project.yaml").read_text())
     labeller: dict[str, Any] = {"name": "boxes", "kind": "profile"}
-    text |= {"profile": profile, "labelling": {"labellers": [labeller], "mask_floor": FLOOR}}
+    text |= {"profile": profile, "batch_size": 8, "labelling": {"labellers": [labeller], "mask_floor": FLOOR}}
     if profile == "foundation":
         labeller["options"] = {"box_threshold": threshold, "text_threshold": 0.0, "floor": threshold}
         text["labelling"]["mask_floor"] = 0.0
-        text["models"] = {role: f"{role}.safetensors" for role in ("encoder", "detector", "segmenter")}
+        text["models"] = {
+            role: {"checkpoint": f"{role}.safetensors", "options": {"precision": precision}}
+            for role in ("encoder", "detector", "segmenter")
+        }
     (folder / "project.yaml").write_text(yaml.safe_dump(text))
     return load_project(folder)
 
 
-def write_networks(folder: Path) -> None:
+def write_networks(folder: Path, what: Networks) -> None:
     torch.manual_seed(0)
-    what = clip_net.Design("small", CLIP)
-    clip_net.save(folder / "encoder.safetensors", clip_net.build(what), what)
-    sam_net.save(folder / "segmenter.safetensors", sam_net.build(SAM))
-    network = grounding_dino_net.calmed(grounding_dino_net.build(DINO, WordPieces(weights.resolve(TOKENIZER))))
-    grounding_dino_net.save(folder / "detector.safetensors", network, DINO)
+    clip_net.save(folder / "encoder.safetensors", clip_net.build(what.clip), what.clip)
+    sam_net.save(folder / "segmenter.safetensors", sam_net.build(what.sam))
+    network = grounding_dino_net.calmed(grounding_dino_net.build(what.dino, WordPieces(weights.resolve(TOKENIZER))))
+    grounding_dino_net.save(folder / "detector.safetensors", network, what.dino)
 
 
-def compact_glue(what: Project) -> Callable[[Path], int]:
+def compact_glue(what: Project) -> Callable[[Path, int], int]:
     config = what.config
     detector = build_labeller(config.labelling.labellers[0], what.folder, config)
     segmenter, encoder = build_segmenter(config), build_encoder(config)
 
-    def one(path: Path) -> int:
+    def one(path: Path, count: int) -> int:
         (found,) = detector.detect([np.asarray(Image.open(path).convert("RGB"))])
-        wanted = found.boxes[found.scores >= FLOOR]
+        wanted = found.boxes[found.scores.argsort()[::-1][:count]]
         segmenter.segment([np.asarray(Image.open(path).convert("RGB"))], [wanted])
         vectors = encoder.encode_images([np.asarray(Image.open(path).convert("RGB"))])
         zero_shot.probabilities(vectors, what.ontology, config.labelling.templates, encoder)
@@ -90,7 +115,7 @@ def compact_glue(what: Project) -> Callable[[Path], int]:
     return one
 
 
-def foundation_glue(what: Project, threshold: float) -> Callable[[Path], int]:
+def foundation_glue(what: Project, sizes: Networks) -> Callable[[Path, int], int]:
     from groundingdino.datasets import transforms
     from groundingdino.util.inference import predict
     from segment_anything import SamPredictor
@@ -100,30 +125,31 @@ def foundation_glue(what: Project, threshold: float) -> Callable[[Path], int]:
     dino, _ = grounding_dino_net.load(what.folder / "detector.safetensors", WordPieces(weights.resolve(TOKENIZER)))
     look = transforms.Compose(
         [
-            transforms.RandomResize([DINO.shorter], max_size=DINO.longest),
+            transforms.RandomResize([sizes.dino.shorter], max_size=sizes.dino.longest),
             transforms.ToTensor(),
             transforms.Normalize([0.485, 0.456, 0.406], [0.229, 0.224, 0.225]),
         ]
     )
-    sam = SamPredictor(sam_net.load(what.folder / "segmenter.safetensors")[0])
+    sam = SamPredictor(sam_net.load(what.folder / "segmenter.safetensors")[0].to(DEVICE))
     design = clip_net.design_of(what.folder / "encoder.safetensors")
-    clip = clip_net.load(what.folder / "encoder.safetensors", design)
+    clip = clip_net.load(what.folder / "encoder.safetensors", design).to(DEVICE)
     prepare, tokens = clip_net.preprocess(design), clip_net.tokenizer(design)
+    with torch.no_grad():
+        words = clip.encode_text(tokens([f"a photo of a {name}" for name in names]).to(DEVICE), normalize=True)
 
-    def one(path: Path) -> int:
+    def one(path: Path, count: int) -> int:
         photo = Image.open(path).convert("RGB")
         image, _ = look(photo, None)
-        boxes, scores, _ = predict(dino, image, caption, threshold, 0.0, device="cpu")
-        best = boxes[scores.argsort(descending=True)[:BOXES]].numpy() * np.tile(photo.size, 2)
+        boxes, scores, _ = predict(dino, image, caption, 0.0, 0.0, device=DEVICE)
+        best = boxes[scores.argsort(descending=True)[:count]].numpy() * np.tile(photo.size, 2)
         sam.set_image(np.asarray(Image.open(path).convert("RGB")))
         for x, y, width, height in best:
             box = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])
             drawn, guess, _ = sam.predict(box=box, multimask_output=True)
-            drawn[guess.argmax()]
+            coco_mask.encode(np.asfortranarray(drawn[guess.argmax()], np.uint8))
         with torch.no_grad():
-            vector = clip.encode_image(prepare(Image.open(path))[None], normalize=True)
-            words = clip.encode_text(tokens([f"a photo of a {name}" for name in names]), normalize=True)
-            (clip.logit_scale.exp() * vector @ words.T).softmax(-1)
+            vector = clip.encode_image(prepare(Image.open(path))[None].to(DEVICE), normalize=True)
+            (clip.logit_scale.exp() * vector @ words.T).softmax(-1).cpu()
         return len(best)
 
     return one
@@ -157,22 +183,58 @@ def timed(work: Callable[[], int]) -> tuple[float, float, int]:
     return time.perf_counter() - wall, time.process_time() - cores, masks
 
 
-def compare(name: str, what: Project, one: Callable[[Path], int], paths: list[Path], rounds: int) -> None:
+def operations(what: Project, photo: Path, boxes: int) -> float:
+    """Floating-point operations that the networks need for one photo, as torch counts them."""
+    config, pixels = what.config, np.asarray(Image.open(photo).convert("RGB"))
+    detector = build_labeller(config.labelling.labellers[0], what.folder, config)
+    segmenter, encoder = build_segmenter(config), build_encoder(config)
+    wanted = np.tile(np.array([[10.0, 10.0, 200.0, 200.0]]), (boxes, 1))
+    with FlopCounterMode(display=False) as counted:
+        detector.detect([pixels])
+        segmenter.segment([pixels], [wanted])
+        encoder.encode_images([pixels])
+    return float(counted.get_total_flops())
+
+
+def matrix_peak(kind: torch.dtype, size: int = 8192, times: int = 20) -> float:
+    """Operations a second of a large matrix product on this GPU."""
+    a, b = (torch.randn(size, size, device=DEVICE, dtype=kind) for _ in range(2))
+    for _ in range(3):
+        a @ b
+    torch.cuda.synchronize()
+    start = time.perf_counter()
+    for _ in range(times):
+        a @ b
+    torch.cuda.synchronize()
+    return 2 * size**3 * times / (time.perf_counter() - start)
+
+
+def compare(name: str, what: Project, one: Callable[[Path, int], int], paths: list[Path], rounds: int) -> None:
     chain = Chain.of(what)
+    counts = [len(seen.segments.masks) for seen in chain.run(paths)]
 
     def ours() -> int:
         return sum(len(seen.segments.masks) for seen in chain.run(paths))
 
     def glue() -> int:
-        return sum(one(path) for path in paths)
+        return sum(one(path, count) for path, count in zip(paths, counts, strict=True))
 
-    ours(), glue()
+    glue()
     clock = Decoding()
     turns = [(timed(ours), timed(glue)) for _ in range(rounds)]
     chain_module.decode = clock._real
     share = clock.seconds / sum(mine[1] for mine, _ in turns)
     width, height = Image.open(paths[0]).size
     agreement = f"masks drawn: {turns[-1][0][2]} and {turns[-1][1][2]}; {share:.0%} of our core-seconds decode"
+    if DEVICE == "cuda":
+        seconds = statistics.median(turn[0][0] for turn in turns) / len(paths)
+        needed = operations(what, paths[0], round(np.mean(counts)))
+        peaks = {str(kind)[6:]: matrix_peak(kind) for kind in (torch.float32, torch.bfloat16)}
+        shares = ", ".join(
+            f"{needed / seconds / peak:.1%} of {kind}'s {peak / 1e12:.0f}" for kind, peak in peaks.items()
+        )
+        agreement += f"; {torch.cuda.get_device_name()}, {needed / 1e12:.2f} TFLOP a photo: {shares} TFLOP/s"
+        agreement += f"; at most {torch.cuda.max_memory_allocated() / 2**30:.1f} GiB"
     for unit, which in (("s", 0), ("core-s", 1)):
         mine, theirs = (statistics.median(turn[side][which] for turn in turns) for side in (0, 1))
         report(
@@ -188,23 +250,25 @@ def compare(name: str, what: Project, one: Callable[[Path], int], paths: list[Pa
 
 def main() -> None:
     parser = argparse.ArgumentParser(description="the chain against plain glue")
-    parser.add_argument("kinds", nargs="*", default=["compact", "foundation"])
+    parser.add_argument("kinds", nargs="*", default=["compact", "foundation"], metavar="KIND")
     parser.add_argument("--photos", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=3)
     given = parser.parse_args()
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         sets = [photographs(folder, given.photos, size) for size in SIZES]
-        if "foundation" in given.kinds:
-            write_networks(folder)
-            threshold = threshold_for(project("foundation", folder), sets[0])
-            what = project("foundation", folder, threshold)
+        for kind in given.kinds:
+            if kind == "compact":
+                what = project("compact", folder)
+                glue = compact_glue(what)
+            else:
+                sizes = networks(kind)
+                write_networks(folder, sizes)
+                threshold = threshold_for(project("foundation", folder, 0.0, sizes.precision), sets[0])
+                what = project("foundation", folder, threshold, sizes.precision)
+                glue = foundation_glue(what, sizes)
             for paths in sets:
-                compare("small foundation", what, foundation_glue(what, threshold), paths, given.rounds)
-        if "compact" in given.kinds:
-            what = project("compact", folder)
-            for paths in sets:
-                compare("compact", what, compact_glue(what), paths, given.rounds)
+                compare(kind, what, glue, paths, given.rounds)
 
 
 if __name__ == "__main__":

@@ -21,9 +21,9 @@ os.environ.pop("OMP_NUM_THREADS", None)  # before torch is loaded
 import numpy as np
 import torch
 from common import report
+from photos import rows_of
 from PIL import Image
 
-from pipeline import ids, schema
 from pipeline.config import parse_config, samples_root
 from pipeline.encode import EncodeWorker
 from pipeline.models import clip_net
@@ -47,17 +47,6 @@ def photographs(folder: Path) -> list[Path]:
     return paths
 
 
-def rows_of(paths: list[Path]) -> object:
-    rows = []
-    for path in paths:
-        image = ids.image_id(path.read_bytes())
-        size = {"width": WIDTH, "height": HEIGHT, "photo_width": WIDTH, "photo_height": HEIGHT}
-        row = {"image_id": image, "batch": "b", "uri": str(path), "file_name": path.name, "parent_id": image}
-        row |= {"tile_x": 0, "tile_y": 0, "format": "JPEG", "mode": "RGB", "orientation": 1, "bytes": 1}
-        rows.append(row | size | {"location": image, "attributes": []})
-    return schema.table("images").from_rows(rows)
-
-
 def timed(work: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
     """Wall seconds, core-seconds, and the result."""
     wall, cores = time.perf_counter(), time.process_time()
@@ -68,9 +57,9 @@ def timed(work: Callable[[], np.ndarray]) -> tuple[float, float, np.ndarray]:
 def main() -> None:
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        os.environ["CVP_HOME"] = name
         paths = photographs(folder)
-        rows = rows_of(paths)
+        os.environ["CVP_HOME"] = name  # kept text vectors would spare the network
+        rows = rows_of([str(path) for path in paths], WIDTH, HEIGHT)
         what = clip_net.design(ARCHITECTURE)
         network, look = clip_net.build(what), clip_net.preprocess(what)
         clip_net.save(folder / "net.safetensors", network, what)

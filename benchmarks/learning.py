@@ -1,11 +1,12 @@
 """What fine-tuning teaches: from `project.yaml` through `cvp run` to figures on images that were held out.
 
-Run: python benchmarks/learning.py clip|sam|grounding_dino [--steps N] [--folder DIR]
+Run: python benchmarks/learning.py clip|sam|grounding_dino [--steps N] [--strong] [--stage before|after] [--folder DIR]
 
 Official checkpoints cannot be had where this was written, so each begins with a small network of the package's own
 classes, with random weights, and trains all of it; the samples must have been pulled (`cvp samples pull textile
 scenes`). The checkpoints are left in the folder and load by `models:` in any project.yaml. A run that was stopped
-goes on; one with more steps begins anew.
+goes on; one with more steps begins anew. `--strong` takes larger networks, for a GPU. A machine without Dagster does
+`--stage after` on a folder in which `--stage before` was done, where the photos lie under the same paths.
 """
 
 from __future__ import annotations
@@ -17,22 +18,26 @@ import json
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
 import torch
 import yaml
 from PIL import Image
 
-from pipeline import masks, weights
+from pipeline import dataset, masks, schema, weights
+from pipeline.compute import Compute
 from pipeline.config import ProjectConfig, find_project, parse_config, samples_root, weights_root
 from pipeline.intervals import percentile, resamples
 from pipeline.models import clip_net, grounding_dino_net, sam_net
 from pipeline.models.captions import WordPieces
 from pipeline.models.profiles import build_labeller, build_segmenter
 from pipeline.store import Store
+from pipeline.train import train
 
 PROJECTS = Path(__file__).parents[1] / "projects"
 TOKENIZER = "bert_base_uncased_tokenizer"
@@ -59,21 +64,41 @@ DINO = grounding_dino_net.DinoConfig(
     shorter=128,
     longest=171,
 )
+STRONG_SAM = sam_net.SamConfig(
+    image=256, patch=8, width=192, depth=6, heads=6, window=8, whole=(2, 5), prompt=256, feedforward=512
+)
+STRONG_DINO = grounding_dino_net.DinoConfig(
+    embed_dim=48,
+    depths=(2, 2, 4, 2),
+    heads=(2, 4, 4, 8),
+    encoder_layers=3,
+    decoder_layers=3,
+    feedforward=512,
+    queries=100,
+    text={"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
+    shorter=256,
+    longest=342,
+)
 STEPS = {"clip": 300, "sam": 800, "grounding_dino": 600}
 TRAINING: dict[str, dict[str, Any]] = {
     "clip": {"batch_size": 32, "learning_rate": 1e-3, "rotate": True},
     "sam": {"batch_size": 4, "learning_rate": 1e-3, "crop": [240, 640]},
     "grounding_dino": {"batch_size": 4, "learning_rate": 1e-3, "crop": [320, 480]},
 }
+STRONG: dict[str, dict[str, Any]] = {
+    "sam": {"batch_size": 16, "learning_rate": 5e-4},
+    "grounding_dino": {"batch_size": 16, "learning_rate": 4e-4, "crop": [240, 480]},
+}
 
 
-def project(kind: str, home: Path, steps: int) -> dict[str, Any]:
+def project(kind: str, home: Path, steps: int, strong: bool = False) -> dict[str, Any]:
     """What project.yaml says, small random networks written beside it."""
     torch.manual_seed(0)
     sample = "textile" if kind == "clip" else "scenes"
     text = yaml.safe_load((PROJECTS / sample / "project.yaml").read_text())
     text |= {"name": kind, "profile": "foundation", "models": {"encoder": "encoder.safetensors"}}
-    text["training"] = {"kind": kind, "tune": "all", "layer_decay": 1.0, "steps": steps} | TRAINING[kind]
+    text["training"] = {"kind": kind, "tune": "all", "layer_decay": 1.0, "steps": steps}
+    text["training"] |= TRAINING[kind] | (STRONG.get(kind, {}) if strong else {})
     # Vectors of a random network are all alike: only equal ones count as duplicates.
     text["curation"]["embedding_duplicate"] = 0.0
     text["labelling"] |= {"labellers": [], "masks": False}
@@ -83,33 +108,61 @@ def project(kind: str, home: Path, steps: int) -> dict[str, Any]:
         text["models"]["segmenter"] = "segmenter.safetensors"
         text["classes"] = {name: {} for name in text["classes"] if name not in UNTAUGHT}
         text["source"]["ignored_classes"] = list(UNTAUGHT)
-        sam_net.save(home / "segmenter.safetensors", sam_net.build(SAM))
+        sam_net.save(home / "segmenter.safetensors", sam_net.build(STRONG_SAM if strong else SAM))
     if kind == "grounding_dino":
         text["models"]["detector"] = "detector.safetensors"
-        network = grounding_dino_net.calmed(grounding_dino_net.build(DINO, WordPieces(weights.resolve(TOKENIZER))))
-        grounding_dino_net.save(home / "detector.safetensors", network, DINO)
+        sizes = STRONG_DINO if strong else DINO
+        network = grounding_dino_net.calmed(grounding_dino_net.build(sizes, WordPieces(weights.resolve(TOKENIZER))))
+        grounding_dino_net.save(home / "detector.safetensors", network, sizes)
     return text
 
 
-def run(kind: str, folder: Path, steps: int) -> ProjectConfig:
-    """`cvp run` in a home of its own, up to the tuned model; what is there already is not done again."""
+def prepare(kind: str, folder: Path, steps: int, strong: bool) -> ProjectConfig:
+    """A project in a home of its own."""
     home = folder / "projects" / kind
     home.mkdir(parents=True, exist_ok=True)
-    (home / "project.yaml").write_text(yaml.safe_dump(project(kind, home, steps), sort_keys=False))
+    (home / "project.yaml").write_text(yaml.safe_dump(project(kind, home, steps, strong), sort_keys=False))
     os.environ |= {"CVP_SAMPLES": str(samples_root().resolve()), "CVP_WEIGHTS": str(weights_root().resolve())}
     os.environ |= {"CVP_HOME": str(folder), "CVP_PROJECTS": str(folder / "projects"), "CVP_STORE": ""}
-    cvp = [str(Path(sys.executable).with_name("cvp")), "run", kind]
-    subprocess.run([*cvp, "--select", "collection,curation,labelling,training"], check=True)
     return find_project(kind).config
 
 
-def show(store: Store) -> str:
+def run(kind: str, stages: str) -> None:
+    """`cvp run`; what is there already is not done again."""
+    subprocess.run([str(Path(sys.executable).with_name("cvp")), "run", kind, "--select", stages], check=True)
+
+
+def train_here(config: ProjectConfig, store: Store) -> tuple[pa.Table, pa.Table]:
+    """`models` and `learning_curves`, as the asset of that name makes them, without Dagster."""
+    images, labels, splits, annotated = (store.read(t) for t in ("images", "labels", "splits", "annotated_images"))
+    test = schema.where_in(splits.filter(splits["gold"]), "split", ("test",))
+    held_out = schema.where_in(store.read("ground_truth"), "image_id", test["image_id"].to_pylist())
+    snapshot = dataset.snapshot(labels, splits, images)
+    progress = Steps()
+    made = train(config, images, snapshot, splits, annotated, store, Compute(), progress, held_out=held_out)
+    return made.models, made.curves
+
+
+class Steps:
+    """Tells how a training goes on, ten times."""
+
+    def __init__(self) -> None:
+        self.start = time.monotonic()
+
+    def __call__(self, done: int, total: int) -> None:
+        if done % max(1, total // 10) == 0:
+            print(f"  {done} of {total} steps in {time.monotonic() - self.start:.0f} s", flush=True)
+
+
+def show(models: pa.Table, curves: pa.Table) -> str:
     """The row of `models`, and what was gained on val and test; returns the checkpoint's path."""
-    (model,) = store.read("models").to_pylist()
+    (model,) = models.to_pylist()
     losses = np.array([step["loss"] for step in json.loads(model["history"])])
     curve = ", ".join(f"{part.mean():.3g}" for part in np.array_split(losses, 10))
-    print(f"{model['model']}: {len(losses)} steps, {model['seconds']:.0f} s; loss by tenths: {curve}")
-    for point in store.read("learning_curves").to_pylist():
+    print(
+        f"{model['model']}: {len(losses)} steps, {model['seconds']:.0f} s, {model['device']}; loss by tenths: {curve}"
+    )
+    for point in curves.to_pylist():
         interval = f"[{point['low']:.3f}, {point['high']:.3f}]"
         print(f"  {point['split']} after {point['x']:.0f} steps: {point['y']:.3f} {interval}")
     print(f"  models: {{{foundation_role(model['kind'])}: {model['path']}}}")
@@ -211,11 +264,23 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("kind", choices=sorted(STEPS))
     parser.add_argument("--steps", type=int)
+    parser.add_argument("--strong", action="store_true", help="larger networks and batches")
+    parser.add_argument("--stage", choices=("before", "after"), help="of training, the latter without Dagster")
     parser.add_argument("--folder", type=Path, default=Path(".cvp/learning"))
     given = parser.parse_args()
     folder = given.folder.resolve()
-    config = run(given.kind, folder, given.steps or STEPS[given.kind])
-    tuned = with_model(config, show(Store(str(folder / "store" / given.kind))))
+    config = prepare(given.kind, folder, given.steps or STEPS[given.kind], given.strong)
+    store = Store(str(folder / "store" / given.kind))
+    if given.stage != "after":
+        run(given.kind, "collection,curation,labelling")
+    if given.stage == "before":
+        return
+    if given.stage == "after":
+        tables = train_here(config, store)
+    else:
+        run(given.kind, "training")
+        tables = store.read("models"), store.read("learning_curves")
+    tuned = with_model(config, show(*tables))
     if given.kind == "sam":
         show_masks(tuned)
     if given.kind == "grounding_dino":

@@ -24,10 +24,10 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 from common import in_turn, report
+from photos import rows_of
 from PIL import Image
 from spent import Spent, spent
 
-from pipeline import ids, schema
 from pipeline.compute import Compute, connect_ray, map_batches
 from pipeline.config import ProjectConfig, parse_config, samples_root
 from pipeline.encode import embed
@@ -55,17 +55,6 @@ def photographs(folder: Path, count: int) -> list[str]:
         paths.append(str(folder / f"{i:05d}.jpg"))
         whole.crop((x, y, x + WIDTH, y + HEIGHT)).save(paths[-1], quality=92)
     return paths
-
-
-def rows_of(paths: list[str]) -> pa.Table:
-    """Their rows of `images`."""
-    size = {"width": WIDTH, "height": HEIGHT, "photo_width": WIDTH, "photo_height": HEIGHT, "tile_x": 0, "tile_y": 0}
-    same = {"batch": "b", "format": "JPEG", "mode": "RGB", "orientation": 1, "bytes": 1, "attributes": [], **size}
-    rows = []
-    for path in paths:
-        image = ids.image_id(Path(path).read_bytes())
-        rows.append({"image_id": image, "uri": path, "file_name": path, "parent_id": image, "location": path, **same})
-    return schema.table("images").from_rows(rows)
 
 
 # -- what one would write by hand -----------------------------------------------------------------
@@ -177,7 +166,7 @@ def main() -> None:
         for batch in given.writer:
             writer(folder, batch)
         paths = photographs(folder, given.photos)
-        rows = rows_of(paths)
+        rows = rows_of(paths, WIDTH, HEIGHT)
         connect_ray("auto")
         loop(paths[:BATCH])  # torch is imported before the first turn, as it is before the others
         sides: dict[str, Callable[[], Vectors]] = {

@@ -17,6 +17,7 @@ from pipeline.errors import ConfigError, WeightsError, suggest
 from pipeline.images import Pixels
 from pipeline.models import clip_net
 from pipeline.models.foundation import Chosen
+from pipeline.models.precision import autocast
 from pipeline.models.text_vectors import TextVectors
 
 VERSION = "1"
@@ -147,8 +148,7 @@ class ClipEncoder:
         import torch
 
         images = self.shown(prepared)
-        half = self._half()
-        with torch.autocast(self.device, dtype=half, enabled=half is not None):
+        with autocast(self.device, self._precision):
             features = self.network.encode_image(images)
         return torch.nn.functional.normalize(features.float(), dim=-1)
 
@@ -161,16 +161,6 @@ class ClipEncoder:
             pixels = pixels.pin_memory().to(self.device, non_blocking=True)
         # As ToTensor and Normalize do, but of the whole batch, and where the network is.
         return self._normalise(pixels.permute(0, 3, 1, 2).contiguous().float().div_(255))
-
-    def _half(self) -> Any:
-        """The type that the image tower computes in; None for float32."""
-        import torch
-
-        if self.device == "cpu" or self._precision == "float32":
-            return None
-        if self._precision == "auto":
-            return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
-        return getattr(torch, self._precision)
 
 
 def _settings(chosen: Chosen) -> list[str]:

@@ -18,6 +18,7 @@ from pipeline import ids
 from pipeline.config import Section, Share
 from pipeline.images import Pixels
 from pipeline.models.captions import WordPieces, clean, pack
+from pipeline.models.precision import Precision
 from pipeline.models.roles import Term
 from pipeline.models.settle import Proposals, Rule, Settled, settle
 from pipeline.ontology import Ontology
@@ -46,6 +47,7 @@ class DinoOptions(Section):
         description="images of unlike shapes share a batch while no more of it than this is padding; padding "
         "makes scores depend a little on the neighbours, so 0 batches equal shapes only",
     )
+    precision: Precision = Field("float32", description="of the network on a GPU; on a CPU, float32")
 
     @model_validator(mode="after")
     def _overlap_fits(self) -> DinoOptions:
@@ -109,7 +111,7 @@ class Questions:
     ) -> None:
         self.options = options or DinoOptions()
         self.producer = producer(ontology, self.options, nms_iou, name, weights)
-        shown = self.options.model_dump(mode="json", include={"floor", "tile", "overlap", "padding"})
+        shown = self.options.model_dump(mode="json", include={"floor", "tile", "overlap", "padding", "precision"})
         self.model = ids.producer("grounding_dino", VERSION, weights, shown, LIMIT)
         self.rules = rules_of(ontology, self.options)
         self.words = WordPieces(tokenizer)

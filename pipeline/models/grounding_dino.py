@@ -21,6 +21,7 @@ from pipeline.models import grounding_dino_net as net
 from pipeline.models.captions import Caption
 from pipeline.models.dino_questions import LIMIT, DinoOptions, Questions
 from pipeline.models.foundation import COMPANIONS, Chosen
+from pipeline.models.precision import autocast
 from pipeline.models.roles import Detections, Term
 from pipeline.models.settle import Proposals
 from pipeline.ontology import Ontology
@@ -128,12 +129,14 @@ class GroundingDino:
         A caption has a pass of its own, so that its answers do not depend on what else is asked: the last
         bit decides between queries of nearly equal rank, and ranks have embeddings of their own.
         """
-        features = net.encode_images(self.network, [self._normalised(p) for p in pixels], self.config.queries)
+        with autocast(self.device, self.options.precision):
+            features = net.encode_images(self.network, [self._normalised(p) for p in pixels], self.config.queries)
         for caption in sorted({c for look in looks for c in look.captions}):
             rows = [row for row, look in enumerate(looks) if caption in look.captions]
             some = features if len(rows) == len(looks) else features.take(rows)
-            logits, boxes = net.answer(self.network, some, [self._texts[caption]] * len(rows))
-            for row, logit, box in zip(rows, logits, boxes, strict=True):
+            with autocast(self.device, self.options.precision):
+                logits, boxes = net.answer(self.network, some, [self._texts[caption]] * len(rows))
+            for row, logit, box in zip(rows, logits.float(), boxes.float(), strict=True):
                 scores, text = _by_prompt(logit.sigmoid(), self.questions.captions[caption])
                 yield self._part(looks[row], caption, scores, text, box.cpu().numpy())
 

@@ -89,7 +89,7 @@ class Cuts:
         inside = np.stack([masks.decode(text, height, width) for text in picture.masks])
         x, y, edge = self._window(inside, random)
         part = (slice(y, y + edge), slice(x, x + edge))
-        shown = _square(recoloured(pixels[part], random), edge, MEAN)
+        shown = _square(pixels[part], edge, MEAN)
         cut = np.stack([_square(mask[part], edge) for mask in inside])
         shown, cut = _turned(shown, cut, random, self._rotate)
         return self._scaled(shown, cut[cut.any(axis=(1, 2))][:MOST_OBJECTS], random)
@@ -119,7 +119,7 @@ class Cuts:
             share = cv2.resize(mask.astype(np.float32), (self._fine, self._fine), interpolation=cv2.INTER_AREA)
             fine.append(share >= min(0.5, share.max()))  # the smallest objects keep a pixel
         return Cut(
-            np.asarray(small, np.uint8),
+            recoloured(np.asarray(small, np.uint8), random),
             np.array(boxes, np.float32).reshape(-1, 4),
             np.array(fine, bool).reshape(-1, self._fine, self._fine),
         )
@@ -167,24 +167,22 @@ class SamLearner:
         images = self.network.preprocess(pixels.permute(0, 3, 1, 2).float())
         with torch.set_grad_enabled(self._whole):
             features = self.network.image_encoder(images)
-        parts = [self._of_image(features[i : i + 1], cut) for i, cut in enumerate(some)]
-        return torch.cat(parts).mean()
-
-    def _of_image(self, features: Any, cut: Cut) -> Any:
-        """(n,) loss of each object of an image."""
-        import torch
-
-        boxes = torch.from_numpy(cut.boxes).to(self._device)
-        truth = torch.from_numpy(cut.masks).to(self._device).float()
+        boxes, truth = (
+            torch.from_numpy(np.concatenate([getattr(cut, key) for cut in some])).to(self._device)
+            for key in ("boxes", "masks")
+        )
+        image = torch.repeat_interleave(torch.tensor([len(cut.boxes) for cut in some])).to(self._device)
         prompts, decoder = self.network.prompt_encoder, self.network.mask_decoder
         sparse, dense = prompts(points=None, boxes=boxes, masks=None)
+        # The decoder knows one image for all its prompts, and adds it to what each prompt brings: so each brings its
+        # own, and the one image is nothing.
         logits, guess = decoder.predict_masks(
-            image_embeddings=features,
+            image_embeddings=torch.zeros_like(features[:1]),
             image_pe=prompts.get_dense_pe(),
             sparse_prompt_embeddings=sparse,
-            dense_prompt_embeddings=dense,
+            dense_prompt_embeddings=dense + features[image],
         )
-        return mask_loss(logits, guess, truth)
+        return mask_loss(logits, guess, truth.float()).mean()
 
 
 def mask_loss(logits: Any, guess: Any, truth: Any) -> Any:
