@@ -27,7 +27,7 @@ from ray_nodes import Nodes, nodes
 from pipeline.config import projects_root
 
 BRIDGE, NETWORK = "cvp-bridge", "10.201.77"
-WHAT = "collection,embeddings,labelling"
+WHAT = "images,embeddings,detections,masks,tags"
 
 
 class Namespaces(Nodes):

@@ -54,10 +54,10 @@ class Nodes:
         """What a node's command begins with."""
         return []
 
-    @property
-    def groups(self) -> set[int]:
-        """Process groups of its nodes."""
-        return {process.pid for process in self._processes.values()}
+    def processes(self, number: int) -> list[int]:
+        """Of a node: its workers have process groups of their own, but are of its session."""
+        pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
+        return [pid for pid in pids if _session(pid) == self._processes[number].pid]
 
     @property
     def workers(self) -> list[int]:
@@ -98,7 +98,7 @@ class Nodes:
         ]
         command += ["--min-worker-port=0", "--max-worker-port=0", f"--temp-dir={self.folder}/{number}"]
         with (self.folder / f"node{number}.log").open("ab") as log:
-            # A group of its own, so that all of its processes can be killed at once.
+            # A session of its own, by which all of its processes are known.
             started = subprocess.Popen(
                 command, stdout=log, stderr=log, env={**os.environ, **self.environment}, start_new_session=True
             )
@@ -106,8 +106,10 @@ class Nodes:
 
     def kill(self, number: int) -> None:
         """SIGKILL of all processes of a node."""
-        with suppress(ProcessLookupError):
-            os.killpg(self._processes[number].pid, signal.SIGKILL)
+        for _ in range(2):  # again for those that were born meanwhile
+            for pid in self.processes(number):
+                with suppress(ProcessLookupError):
+                    os.kill(pid, signal.SIGKILL)
         self._processes[number].wait()
 
     def close(self) -> None:
@@ -149,6 +151,13 @@ def nodes(
     finally:
         made.close()
         shutil.rmtree(folder, ignore_errors=True)
+
+
+def _session(pid: int) -> int | None:
+    try:
+        return os.getsid(pid)
+    except ProcessLookupError:
+        return None
 
 
 def free_port(host: str) -> int:
