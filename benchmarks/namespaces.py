@@ -3,7 +3,7 @@
 Each namespace has its own loopback and one address on a bridge; the driver is on the host, which has another. Unlike
 nodes on loopback, such a node can be unplugged: its processes go on, and nobody hears of them any more.
 
-Labels, masks, tags and vectors of a project are made inline, on this cluster, and on this cluster while one node is
+Detections, tags and vectors of a project are made inline, on this cluster, and on this cluster while one node is
 unplugged in the middle; content hashes of all tables are compared.
 
 Run as root: OMP_NUM_THREADS=1 python benchmarks/namespaces.py [--project trees]
@@ -27,7 +27,7 @@ from ray_nodes import Nodes, nodes
 from pipeline.config import projects_root
 
 BRIDGE, NETWORK = "cvp-bridge", "10.201.77"
-WHAT = "images,embeddings,detections,masks,tags"
+WHAT = "images,embeddings,detections,tags"
 
 
 class Namespaces(Nodes):
