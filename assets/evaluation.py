@@ -204,7 +204,8 @@ def build(project: Project) -> Stage:
 
     @stage.table(
         "label_errors",
-        inputs=("detections", "tags", "predictions", "ground_truth", "splits", "models"),
+        inputs=(*SAID, "masks", "images", "ground_truth", "splits", "models"),
+        code="2",
         config=lambda p: p.config.trust.iou,
         condition=follows(),
     )
@@ -213,9 +214,18 @@ def build(project: Project) -> Stage:
         models, splits = everything_said(work)
         tags = work.read("tags") if work.config.task == "classification" else schema.table("tags").empty()
         trained = work.read("models").column("model").to_pylist()
-        truth, config = work.read("ground_truth"), work.config
-        classes = work.project.ontology.names
-        return label_errors.find(models, tags, truth, splits, trained, classes, config.task, config.trust.iou)
+        return label_errors.find(
+            models,
+            tags,
+            work.read("masks"),
+            work.read("ground_truth"),
+            work.read("images"),
+            splits,
+            trained,
+            work.project.ontology.names,
+            work.config.task,
+            work.config.trust.iou,
+        )
 
     verification.describe_slices(stage)
     return stage

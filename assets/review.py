@@ -22,7 +22,7 @@ def build(project: Project) -> Stage:
             *("images", "decisions", "labels", "audits", "calibration", "label_errors"),
             *("verifications", "verifier_trust", "trust", "exchangeability"),
         ),
-        code="5",
+        code="6",
         config=lambda p: [
             *(p.config.prices.model_dump(mode="json"), p.config.review.label_errors),
             *(p.config.labelling.nms_iou, p.config.trust.iou),

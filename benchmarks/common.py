@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import statistics
+import subprocess
+import sys
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
+
+from pipeline.config import home
 
 A = TypeVar("A")
 B = TypeVar("B")
@@ -53,6 +58,20 @@ def peak_memory(work: Callable[[], Any]) -> float:
         raise SystemExit("the measured process died: out of memory?") from error
     finally:
         process.join()
+
+
+def own_environment(*packages: str) -> Path:
+    """The Python of an environment, made once, with a peer whose pins would change the project's."""
+    folder = home() / "peers" / packages[0].split("==")[0]
+    python = folder / "bin" / "python"
+    if not (folder / ".ready").is_file():
+        uv = str(Path(sys.executable).with_name("uv"))
+        environment = {**os.environ, "UV_FIND_LINKS": os.environ.get("PIP_FIND_LINKS", "")}
+        subprocess.run([uv, "venv", "--quiet", "--clear", "--python", sys.executable, str(folder)], check=True)
+        install = [uv, "pip", "install", "--quiet", "--python", str(python), *packages]
+        subprocess.run(install, check=True, env=environment)
+        (folder / ".ready").touch()
+    return python
 
 
 def _measure(work: Callable[[], Any], send: Any) -> None:

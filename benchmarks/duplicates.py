@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Iterable
+from functools import partial
 
 import faiss
 import numpy as np
@@ -109,6 +110,11 @@ def hashes(n: int = 50_000) -> None:
     )
 
 
+def in_blocks(vectors: Vectors) -> int:
+    """How many near pairs there are in cells; none is kept."""
+    return sum(len(block) for block in near_in_cells(vectors, LIMIT, 0.99)[1])
+
+
 def in_cells(vectors: Vectors) -> None:
     n = len(vectors)
     every = {tuple(p) for p in together(near_vectors(vectors, LIMIT)).tolist()}
@@ -134,6 +140,7 @@ def in_cells(vectors: Vectors) -> None:
         aim="recall 0.99 asked for and measured",
         met=share[0] >= min(0.99, low),
         agreement=f"recall {share[0]:.4f} (its own measure: at least {low:.3f}); faiss {share[1]:.4f}",
+        memory={f"{len(v):,}": peak_memory(partial(in_blocks, v)) for v in (vectors, alike(10 * n))},
     )
 
 

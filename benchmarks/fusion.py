@@ -6,15 +6,16 @@ Run: python benchmarks/fusion.py (needs the dependency group `peers`)
 from __future__ import annotations
 
 import time
+from functools import partial
 
 import numpy as np
 import pandas as pd
-from common import report
+from common import peak_memory, report
 from crowdkit.aggregation import DawidSkene
 from ensemble_boxes import weighted_boxes_fusion
 
-from pipeline.fuse.answers import dawid_skene
-from pipeline.fuse.boxes import weighted_boxes
+from pipeline.fuse.answers import Skills, dawid_skene
+from pipeline.fuse.boxes import Fused, weighted_boxes
 
 IMAGES, LABELLERS, BOXES, CLASSES, IOU = 100, 3, 100, 5, 0.55
 ITEMS, WORKERS = 5000, 5
@@ -33,13 +34,17 @@ def image(generator: np.random.Generator) -> list[tuple[np.ndarray, np.ndarray, 
     return seen
 
 
+def fused(images: list[list[tuple[np.ndarray, np.ndarray, np.ndarray]]]) -> Fused:
+    corners, score = (np.concatenate([part[k] for seen in images for part in seen]) for k in (0, 1))
+    group = np.concatenate([part[2] + CLASSES * i for i, seen in enumerate(images) for part in seen])
+    return weighted_boxes(group, corners, score, LABELLERS, IOU)
+
+
 def boxes() -> None:
     generator = np.random.default_rng(0)
     images = [image(generator) for _ in range(IMAGES)]
-    corners, score = (np.concatenate([part[k] for seen in images for part in seen]) for k in (0, 1))
-    group = np.concatenate([part[2] + CLASSES * i for i, seen in enumerate(images) for part in seen])
     start = time.perf_counter()
-    ours = weighted_boxes(group, corners, score, LABELLERS, IOU)
+    ours = fused(images)
     middle = time.perf_counter()
     theirs = [weighted_boxes_fusion(*(list(p) for p in zip(*seen, strict=True)), iou_thr=IOU) for seen in images]
     end = time.perf_counter()
@@ -58,17 +63,27 @@ def boxes() -> None:
         unit="ms",
         aim=5,
         agreement=f"coordinates and scores within {worst:.0e}",
+        memory={"1x": peak_memory(partial(fused, images)), "10x": peak_memory(partial(fused, images * 10))},
     )
 
 
-def answers() -> None:
+def answered(items: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """(items x WORKERS,) item, worker and class of each answer, of workers of unequal skill."""
     generator = np.random.default_rng(0)
-    true = generator.integers(0, CLASSES, ITEMS)
-    item, worker = (a.ravel() for a in np.meshgrid(np.arange(ITEMS), np.arange(WORKERS), indexing="ij"))
+    true = generator.integers(0, CLASSES, items)
+    item, worker = (a.ravel() for a in np.meshgrid(np.arange(items), np.arange(WORKERS), indexing="ij"))
     right = generator.random(len(item)) < np.linspace(0.9, 0.5, WORKERS)[worker]
-    answer = np.where(right, true[item], generator.integers(0, CLASSES, len(item)))
+    return item, worker, np.where(right, true[item], generator.integers(0, CLASSES, len(item)))
+
+
+def skills(item: np.ndarray, worker: np.ndarray, answer: np.ndarray) -> Skills:
+    return dawid_skene(item, worker, answer, int(item.max()) + 1, WORKERS, CLASSES)
+
+
+def answers() -> None:
+    item, worker, answer = answered(ITEMS)
     start = time.perf_counter()
-    ours = dawid_skene(item, worker, answer, ITEMS, WORKERS, CLASSES)
+    ours = skills(item, worker, answer)
     middle = time.perf_counter()
     theirs = DawidSkene(n_iter=100).fit(pd.DataFrame({"task": item, "worker": worker, "label": answer}))
     end = time.perf_counter()
@@ -84,6 +99,7 @@ def answers() -> None:
         unit="s",
         aim=5,
         agreement=f"probabilities within {worst:.0e}",
+        memory={size: peak_memory(partial(skills, *answered(n))) for size, n in (("1x", ITEMS), ("10x", 10 * ITEMS))},
     )
 
 

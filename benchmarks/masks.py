@@ -62,6 +62,11 @@ def main() -> None:
         agreement="byte-equal",
         memory=memory,
     )
+
+    def decoded(texts: list[str]) -> None:
+        for text in texts:
+            masks.decode(text, HEIGHT, WIDTH)
+
     rles = [{"size": [HEIGHT, WIDTH], "counts": text.encode()} for text in mine]
     turn, pixels, frames = in_turn(
         lambda: [masks.decode(text, HEIGHT, WIDTH) for text in mine[:500]],
@@ -76,6 +81,7 @@ def main() -> None:
         more_is_better=True,
         aim=1,
         agreement=f"{sum(np.array_equal(a, b) for a, b in zip(pixels, frames, strict=True))} of 500 equal",
+        memory={size: peak_memory(partial(decoded, mine[:500] * k)) for size, k in (("1x", 1), ("10x", 10))},
     )
 
 

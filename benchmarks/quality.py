@@ -21,7 +21,7 @@ import cv2
 import imagehash
 import numpy as np
 import pyarrow as pa
-from common import in_turn, report
+from common import in_turn, peak_memory, report
 from PIL import Image, ImageEnhance, ImageFilter
 
 from pipeline import schema
@@ -141,6 +141,8 @@ def compare(name: str, paths: list[Path], edge: int, rounds: int) -> None:
         return QualityWorker(measured_edge=edge)(rows)
 
     turn, found, flags = in_turn(ours, lambda: by_cleanvision(paths), rounds)
+    sizes = {f"{k}x": pa.concat_tables([rows] * k) for k in (1, 10)}
+    memory = {s: peak_memory(lambda some=some: QualityWorker(measured_edge=edge)(some)) for s, some in sizes.items()}
     words = in_its_words(found, rows.column("mode").to_pylist())
     equal = {issue: float((words[issue] == flags[issue]).mean()) for issue in flags}
     raised = ", ".join(f"{issue} {int(flags[issue].sum())}" for issue in flags)
@@ -158,6 +160,7 @@ def compare(name: str, paths: list[Path], edge: int, rounds: int) -> None:
         more_is_better=True,
         met=None,
         note=floor_note(paths, n / turn.peer),
+        memory=memory,
     )
     turn, found, _ = in_turn(ours, lambda: by_imagededup(paths), rounds)
     hashes = found.column("phash").to_numpy().view(np.uint64)
@@ -171,6 +174,7 @@ def compare(name: str, paths: list[Path], edge: int, rounds: int) -> None:
         agreement=f"{np.mean(bits == 0):.3f} of hashes bit-equal to imagehash, {bits.max()} bits off at most",
         unit="images/core-s",
         more_is_better=True,
+        memory=memory,
     )
 
 

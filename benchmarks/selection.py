@@ -61,7 +61,8 @@ def ties(pool: np.ndarray, ours: list[int], theirs: list[int]) -> str:
 
 
 def main() -> None:
-    for name, pool in {"grouped": grouped(50_000), "orderless": orderless(50_000)}.items():
+    for made in (grouped, orderless):
+        name, pool = made.__name__, made(50_000)
         turn, (found, _), expected = in_turn(lambda p=pool: k_center(p, NONE, CHOSEN), lambda p=pool: by_gemv(p))
         first = next((i for i, (a, b) in enumerate(zip(found, expected, strict=True)) if a != b), CHOSEN)
         report(
@@ -71,7 +72,10 @@ def main() -> None:
             peer_name="gemv",
             aim=3,
             agreement=f"{len(set(found) & set(expected))} of {CHOSEN} the same, the first {first} in order",
-            memory={"50k": peak_memory(lambda p=pool: k_center(p, NONE, CHOSEN))},
+            memory={
+                size: peak_memory(lambda p=some: k_center(p, NONE, CHOSEN))
+                for size, some in (("50k", pool), ("500k", made(500_000)))
+            },
         )
     by_apricot(grouped(300))  # it compiles at first use
     for name, pool in {"grouped": grouped(5_000), "orderless": orderless(5_000)}.items():

@@ -12,9 +12,10 @@ from __future__ import annotations
 import sys
 import time
 from collections.abc import Callable, Iterable
+from functools import partial
 
 import numpy as np
-from common import report
+from common import peak_memory, report
 from planted import World, separate, world
 from scipy.special import logsumexp, softmax
 from scipy.stats import beta
@@ -140,6 +141,12 @@ def measure(made: Iterable[World]) -> tuple[dict[str, Scores], dict[str, float]]
     return scores, spent
 
 
+def memory(images: int, seed: int) -> float:
+    """MiB that our method grows by in one world."""
+    each, first = world(images, seed), np.arange(images) < images // 2
+    return peak_memory(partial(METHODS["regions, erring first"], each, first))
+
+
 def told(scores: dict[str, Scores], spent: dict[str, float]) -> None:
     kinds = sorted({kind for kind, _, _ in scores["regions"]})
     print(f"\n{len(scores['regions'])} slices\n{'':24}{'of 10':>7}{'as many':>9}{'core-s':>8}  ", end="")
@@ -185,6 +192,7 @@ def main(count: int = WORLDS, images: int = IMAGES, seed: int = SEED) -> None:
         aim=4,
         agreement="as above",
         note=f"K-means 25: {spent['K-means 25, erring first']:.2f} core-s",
+        memory={"1x": memory(images, seed), "10x": memory(10 * images, seed)},
     )
 
 

@@ -44,10 +44,11 @@ def fit(method: Method, score: Floats, right: NDArray[np.bool_]) -> Map:
     """The map of (n,) scores and whether each was right; the identity when there are none."""
     if method == "raw" or not len(score):
         return RAW
-    return _isotonic(score, right) if method == "isotonic" else _temperature(score, right)
+    return isotonic(score, right) if method == "isotonic" else _temperature(score, right)
 
 
-def _isotonic(score: Floats, right: NDArray[np.bool_]) -> Map:
+def isotonic(score: Floats, right: NDArray[np.bool_] | Floats) -> Map:
+    """The map of (n,) scores and how far each was right, 0 to 1 (Zadrozny & Elkan 2002)."""
     from scipy.optimize import isotonic_regression
 
     x, inverse, weights = np.unique(score, return_inverse=True, return_counts=True)

@@ -2,12 +2,13 @@
 
 Classes of images: confident learning (Northcutt, Jiang & Chuang 2021), by the package cleanlab. Boxes: the three kinds
 of ObjectLab (Tkachenko, Thyagarajan & Mueller 2023), but a detection counts by the share of its class that is right at
-its score (isotonic regression), so that only the order of scores matters, and each object is judged by itself.
+its score (isotonic regression), so that only the order of scores matters, and each object is judged by itself. Masks:
+those that differ from a model's by more than its masks of that score usually do.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,6 +17,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import calibration, schema
+from pipeline import masks as rle
 from pipeline.boxes import Boxes
 from pipeline.matching import match, pairs
 
@@ -58,7 +60,9 @@ class Suspicions:
 def find(
     models: pa.Table,
     tags: pa.Table,
+    masks: pa.Table,
     ground_truth: pa.Table,
+    images: pa.Table,
     splits: pa.Table,
     trained: Iterable[str],
     classes: Sequence[str],
@@ -73,23 +77,34 @@ def find(
     Args:
         models: annotations; `producer` is the model. For classification only `tags` counts, as confident learning
             needs the probability of every class.
+        masks: those that segmenters drew in people's own boxes count, by annotation_id.
+        images: rows of `images`, for the masks' sizes.
         trained: producers that learnt from the split train.
         iou: overlap from which on a detection is right.
     """
     learnt = set(trained)
+    if task == "classification":
+        parts = [_wrong_classes(*said, classes) for said in _judged(tags, ground_truth, splits, learnt)]
+        return pa.concat_tables([schema.table("label_errors").empty(), *parts])
+    parts = [_wrong_boxes(*said, classes, iou) for said in _judged(models, ground_truth, splits, learnt)]
+    found = pa.concat_tables([schema.table("label_errors").empty(), *parts])
+    # A mask in a box that is wrong itself is not doubted a second time.
+    misplaced = found.filter(pc.equal(found["error"], "badly_located"))["annotation_id"].combine_chunks()
+    placed = ground_truth.filter(pc.invert(pc.is_in(ground_truth["annotation_id"], misplaced)))
+    parts = [_wrong_masks(*said, images, classes) for said in _judged(masks, placed, splits, learnt)]
+    return pa.concat_tables([found, *parts])
+
+
+def _judged(
+    said: pa.Table, ground_truth: pa.Table, splits: pa.Table, learnt: Collection[str]
+) -> Iterator[tuple[str, pa.Table, pa.Table]]:
+    """Each producer of `said`, what it said, and people's labels, of the images that it may judge."""
     gold = splits.filter(splits.column("gold"))
     held = gold.filter(pc.not_equal(gold.column("split"), "train"))
-    said = tags if task == "classification" else models
-    parts = [schema.table("label_errors").empty()]
     for model in sorted(said.column("producer").unique().to_pylist()):
-        images = (held if model in learnt else gold).column("image_id").unique().to_pylist()
-        mine = schema.where_in(said.filter(pc.equal(said.column("producer"), model)), "image_id", images)
-        truth = schema.where_in(ground_truth, "image_id", images)
-        if task == "classification":
-            parts.append(_wrong_classes(model, mine, truth, classes))
-        else:
-            parts.append(_wrong_boxes(model, mine, truth, classes, iou))
-    return pa.concat_tables(parts)
+        ids = (held if model in learnt else gold).column("image_id").unique().to_pylist()
+        mine = said.filter(pc.equal(said.column("producer"), model))
+        yield model, schema.where_in(mine, "image_id", ids), schema.where_in(ground_truth, "image_id", ids)
 
 
 def wrong_classes(actual: Ints, probabilities: Floats) -> Flags:
@@ -138,6 +153,22 @@ def suspicions(seen: Found, truth: Found, iou: float) -> Suspicions:
     moved[moved] = same[meant[moved]] & ~matched[j[meant[moved]]]
     overlooked = np.where((taken >= iou) | moved, 0.0, p * (1 - taken))
     return Suspicions(overlooked, located, located_by, swapped, swapped_by)
+
+
+def badly_outlined(overlap: Floats, score: Floats) -> Floats:
+    """(n,) suspicion that people's masks are wrong, by a model's masks of the same objects.
+
+    Of people's right masks at most the share `usual / apart` differs from the model's by `apart` or more, if they
+    differ by `usual` on average (Markov's inequality); the rest of 1 is the suspicion. What is usual is learnt for each
+    score (isotonic regression). So neither a model that always draws too wide nor a score that is worth little doubts
+    anybody, and only the order of scores matters.
+
+    Args:
+        overlap: (n,) IoU of both masks. score: (n,) the model's own estimates of its masks.
+    """
+    apart = 1 - overlap
+    usual = 1 - calibration.isotonic(score, overlap)(score) if len(score) else apart
+    return 1 - np.divide(usual, apart, out=np.ones_like(apart), where=apart > usual)
 
 
 def _worth(seen: Found, truth: Found, iou: float) -> tuple[Floats, Flags]:
@@ -202,6 +233,28 @@ def _wrong_boxes(model: str, said: pa.Table, truth: pa.Table, classes: Sequence[
         columns |= {name: [value] * len(listed) for name, value in (("model", model), ("error", error))}
         parts.append(schema.table("label_errors").from_columns(columns))
     return pa.concat_tables(parts)
+
+
+def _wrong_masks(model: str, said: pa.Table, truth: pa.Table, images: pa.Table, classes: Sequence[str]) -> pa.Table:
+    """Masks of people against those that a segmenter drew in the same boxes; crowds and ignore regions are left out."""
+    aside = pc.or_(truth["ignore"], truth["is_crowd"])
+    truth = schema.where_in(truth.filter(pc.and_(pc.is_valid(truth["mask"]), pc.invert(aside))), "class_name", classes)
+    place = pc.index_in(truth["annotation_id"], said["annotation_id"].combine_chunks())
+    truth, said = truth.filter(pc.is_valid(place)), said.take(place.drop_null())
+    sizes = images.take(pc.index_in(truth["image_id"], images["image_id"].combine_chunks()))
+    shapes = list(zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True))
+    drawn, seen = truth["mask"].to_pylist(), said["mask"].to_pylist()
+    overlap = [rle.iou([a], [b], *shape)[0, 0] for a, b, shape in zip(drawn, seen, shapes, strict=True)]
+    suspicion = badly_outlined(np.array(overlap, np.float64), said["score"].to_numpy().astype(np.float64))
+    listed = np.flatnonzero(suspicion >= LEAST)
+    about, proof = truth.take(pa.array(listed)), said.take(pa.array(listed))
+    corners = np.array([rle.box(seen[i], *shapes[i]) for i in listed]).reshape(-1, 4)
+    columns = {c: about.column(c) for c in ("image_id", "batch", "annotation_id", "class_name")}
+    columns |= {"score": proof["score"], "mask": proof["mask"], "suggested": about["class_name"]}
+    columns |= dict(zip(schema.CORNERS, corners.T, strict=True))
+    columns |= {"model": [model] * len(listed), "error": ["badly_outlined"] * len(listed)}
+    columns |= {"suspicion": suspicion[listed]}
+    return schema.table("label_errors").from_columns(columns)
 
 
 def _read(rows: pa.Table, images: Sequence[str], classes: Sequence[str]) -> tuple[pa.Table, Found]:

@@ -40,6 +40,7 @@ _DOUBTS = {
     "class": "people's label: {model} is {score:.0%} sure that this is {suggested}, not {class_name}",
     "swapped": "people's label: {model} sees {suggested} here, not {class_name}",
     "badly_located": "people's label: box probably badly placed, {model} sees it elsewhere",
+    "badly_outlined": "people's label: mask probably wrong, {model} draws it otherwise",
     "overlooked": "box probably overlooked by people, found by {model}",
 }
 Floats = NDArray[np.float64]
@@ -180,19 +181,20 @@ def _rows(labels: pa.Table, right: Floats, gain: Floats, cost: Floats, reasons: 
         name: labels.column(name) for name in ("annotation_id", "image_id", "batch", "class_name", "score")
     }
     columns |= {"right": right, "gain": gain, "cost": cost, "reason": pa.array(reasons, pa.string())}
-    columns |= {name: pa.nulls(labels.num_rows, labels.column(name).type) for name in ("producer", *schema.CORNERS)}
+    brought = ("producer", *schema.CORNERS, "mask")
+    columns |= {name: pa.nulls(labels.num_rows, labels.column(name).type) for name in brought}
     return pa.table(columns)
 
 
 def _doubted(doubts: Doubts, prices: PriceConfig) -> pa.Table:
-    """Rows for doubts; those about boxes that are no labels yet bring the box."""
+    """Rows for doubts; those about boxes that are no labels yet bring the box, those about masks another mask."""
     labels, right = doubts.labels, doubts.right
     rows = _rows(labels, right, np.zeros(labels.num_rows), look_cost(labels, right, prices), doubts.reasons)
     proposed = pa.array(doubts.overlooked)
     for name in ("producer", *schema.CORNERS):
         place = rows.column_names.index(name)
         rows = rows.set_column(place, name, pc.if_else(proposed, labels.column(name), rows.column(name)))
-    return rows
+    return rows.set_column(rows.column_names.index("mask"), "mask", doubts.errors.column("mask"))
 
 
 def probability_right(labels: pa.Table, calibration: pa.Table) -> Floats:

@@ -34,12 +34,14 @@ class Item:
     Attributes:
         key: names it in URLs.
         image, label: rows of `images` and `labels`.
+        other_mask: what a model draws where people's mask is in doubt.
     """
 
     key: str
     image: Row
     label: Row
     reason: str
+    other_mask: str | None = None
 
     @property
     def box(self) -> Corners | None:
@@ -118,7 +120,7 @@ class Desk:
             if others and not disagree and not self._is_shared(row["annotation_id"]):
                 continue
             reason = "two people disagree" if disagree else row["reason"]
-            (first if disagree else then).append(Item(_key(*place), image, label, reason))
+            (first if disagree else then).append(Item(_key(*place), image, label, reason, row["mask"]))
         self._items = first + then
         self._by_key = {item.key: i for i, item in enumerate(self._items)}
         self._said = {_key(d["batch"], d["annotation_id"]): d for d in standing if d["reviewer"] == self.reviewer}

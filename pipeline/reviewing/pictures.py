@@ -28,6 +28,7 @@ _LEAST = {"near": 96, "thumb": 32}  # pixels of the photo
 _SHAPE = {"near": 4 / 3, "thumb": 1}  # width to height
 _QUALITY = 88
 _TINT = (79, 209, 192, 110)  # of masks: RGBA
+_RIM = (255, 99, 71, 255)  # of the outline of another mask
 _CACHE_BYTES = 1_000_000_000
 
 Window = tuple[int, int, int, int]  # x, y, width, height
@@ -70,12 +71,12 @@ class Pictures:
         return self._kept(item, view, "jpg")
 
     def mask(self, item: Item, view: str) -> bytes:
-        """The item's mask in a view, as a tinted PNG to be laid over it."""
+        """The item's mask in a view, and another's outline, as a PNG to be laid over it."""
         return self._kept(item, view, "png")
 
     def _kept(self, item: Item, view: str, kind: str) -> bytes:
         part = window(item, view)
-        shown = item.label["mask"] if kind == "png" else ""
+        shown = (item.label["mask"], item.other_mask) if kind == "png" else ""
         name = hashlib.sha256(f"{item.image['image_id']} {part} {_LONGEST[view]} {shown}".encode()).hexdigest()[:32]
         path = self._folder / name[:2] / f"{name}.{kind}"
         with suppress(OSError):
@@ -113,12 +114,26 @@ class Pictures:
 
 
 def _tinted(item: Item, part: Window, longest: int) -> bytes:
-    x, y, width, height = part
-    whole: NDArray[np.bool_] = masks.decode(item.label["mask"], item.image["height"], item.image["width"])
-    shape = whole[y : y + height, x : x + width]
-    colours: NDArray[Any] = np.where(shape[..., None], np.array(_TINT, np.uint8), np.zeros(4, np.uint8))
-    image = Image.fromarray(colours.astype(np.uint8))
-    image.thumbnail((longest, longest), Image.Resampling.NEAREST)
+    inside = _seen(item, item.label["mask"], part, longest)
+    colours: NDArray[Any] = np.where(inside[..., None], np.array(_TINT, np.uint8), np.zeros(4, np.uint8))
+    if item.other_mask is not None:
+        colours[_rim(_seen(item, item.other_mask, part, longest))] = _RIM
     stream = io.BytesIO()
-    image.save(stream, "PNG", compress_level=3)
+    Image.fromarray(colours.astype(np.uint8)).save(stream, "PNG", compress_level=3)
     return stream.getvalue()
+
+
+def _seen(item: Item, counts: str, part: Window, longest: int) -> NDArray[np.bool_]:
+    """A mask of an item's image in a window, as large as it is shown."""
+    x, y, width, height = part
+    whole = masks.decode(counts, item.image["height"], item.image["width"])
+    image = Image.fromarray(whole[y : y + height, x : x + width].astype(np.uint8))
+    image.thumbnail((longest, longest), Image.Resampling.NEAREST)
+    return np.asarray(image) > 0
+
+
+def _rim(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of a mask that have one beside them that is not of it."""
+    around = np.pad(inside, 1)
+    core = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return inside & ~core

@@ -9,9 +9,13 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pycocotools import mask as coco
+from sklearn.isotonic import IsotonicRegression
 
-from pipeline import label_errors, matching, schema
-from pipeline.label_errors import Found, suspicions, wrong_classes
+from pipeline import label_errors, masks, matching, schema
+from pipeline.label_errors import Found, badly_outlined, suspicions, wrong_classes
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "label_errors.py"
 
@@ -71,9 +75,13 @@ def scene(tables) -> tuple[pa.Table, pa.Table, list[str]]:
     return tables.boxes(said), tables.truth(people), [*ids, "x"]
 
 
-def find(tables, models: pa.Table, truth: pa.Table, splits: pa.Table, trained: list[str]) -> list[dict]:
-    tags = schema.table("tags").empty()
-    return label_errors.find(models, tags, truth, splits, trained, ["cat", "dog"], "detection").to_pylist()
+def find(
+    tables, models: pa.Table, truth: pa.Table, splits: pa.Table, trained: list[str], masks: pa.Table | None = None
+) -> list[dict]:
+    tags, images = schema.table("tags").empty(), tables.images(splits["image_id"].to_pylist())
+    masks = schema.table("masks").empty() if masks is None else masks
+    classes = ["cat", "dog"]
+    return label_errors.find(models, tags, masks, truth, images, splits, trained, classes, "detection").to_pylist()
 
 
 def test_each_kind_is_named_with_what_speaks_against_it(tables) -> None:
@@ -110,6 +118,112 @@ def test_nothing_said_or_nothing_drawn(tables) -> None:
     assert find(tables, models, truth.slice(0, 0), tables.splits(ids), []) == []  # nothing says what a score is worth
 
 
+FEW = st.integers(2, 40)
+
+
+def scored(generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
+    """Overlaps and scores that know something of each other, with ties."""
+    overlap = generator.beta(6, 2, count).round(2)
+    return overlap, (overlap + generator.normal(0, 0.1, count)).round(1)
+
+
+@given(FEW, st.integers(0, 999))
+def test_of_masks_only_the_order_of_scores_counts_and_neither_that_of_rows(count: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    overlap, score = scored(generator, count)
+    expected = badly_outlined(overlap, score)
+    assert (expected >= 0).all() and (expected <= 1).all()
+    for change in (lambda s: s**3, lambda s: np.exp(5 * s) + 7):
+        np.testing.assert_allclose(badly_outlined(overlap, change(score)), expected, atol=1e-9)
+    order = generator.permutation(count)
+    np.testing.assert_allclose(badly_outlined(overlap[order], score[order]), expected[order], atol=1e-9)
+
+
+@given(FEW, st.integers(0, 999))
+def test_suspicion_is_what_markov_leaves(count: int, seed: int) -> None:
+    overlap, score = scored(np.random.default_rng(seed), count)
+    found = badly_outlined(overlap, score)
+    usual = 1 - IsotonicRegression().fit_transform(score, overlap)
+    expected = [max(0.0, 1 - u / (1 - o)) if o < 1 else 0.0 for u, o in zip(usual, overlap, strict=True)]
+    np.testing.assert_allclose(found, expected, atol=1e-9)
+
+
+def test_a_model_that_always_draws_too_wide_doubts_nobody_but_whoever_differs_more() -> None:
+    generator = np.random.default_rng(0)
+    overlap, score = generator.uniform(0.5, 0.7, 200), generator.random(200)
+    assert badly_outlined(overlap, score).max() < 0.5
+    overlap[7] = 0.0
+    assert badly_outlined(overlap, score).argmax() == 7 and badly_outlined(overlap, score)[7] > 0.5
+    assert badly_outlined(np.ones(5), np.ones(5)).max() == 0 and len(badly_outlined(np.zeros(0), np.zeros(0))) == 0
+
+
+def outlined(tables, wrong: str | None) -> tuple[pa.Table, pa.Table, list[str]]:
+    """Sixty right masks of cats and a model's, a pixel wider; the 61st is as `wrong` says. Both in the same boxes."""
+    ids = [f"i{k:02d}" for k in range(61)]
+    right, wider = np.zeros((2, 100, 100), bool)
+    right[20:60, 20:60], wider[19:61, 19:61] = True, True
+    drawn = [masks.encode(right)] * 61
+    if wrong is not None:
+        drawn[60] = wrong
+    truth = tables.truth([(i, "cat", (20, 20, 60, 60)) for i in ids], mask=drawn)
+    said = {"annotation_id": truth["annotation_id"], "image_id": truth["image_id"], "batch": truth["batch"]}
+    said |= {
+        "producer": ["s@1#0"] * 61,
+        "mask": [masks.encode(wider)] * 61,
+        "area": [42 * 42] * 61,
+        "score": [0.9] * 61,
+    }
+    return truth, schema.table("masks").from_columns(said), ids
+
+
+def half() -> str:
+    """The left half of the mask of `outlined`."""
+    cut = np.zeros((100, 100), bool)
+    cut[20:60, 20:40] = True
+    return masks.encode(cut)
+
+
+def test_a_mask_is_doubted_with_what_a_model_draws_in_its_box(tables) -> None:
+    truth, said, ids = outlined(tables, half())
+    nothing = tables.boxes([])
+    (row,) = find(tables, nothing, truth, tables.splits(ids), [], said)
+    assert (row["error"], row["model"], row["annotation_id"]) == (
+        "badly_outlined",
+        "s@1#0",
+        truth["annotation_id"][60].as_py(),
+    )
+    assert [row[k] for k in (*schema.CORNERS, "suggested")] == [19, 19, 61, 61, "cat"] and row["mask"] == said["mask"][
+        60
+    ].as_py()
+    apart = 1 - np.array(
+        [coco_iou(d, m) for d, m in zip(truth["mask"].to_pylist(), said["mask"].to_pylist(), strict=True)]
+    )
+    assert row["suspicion"] == pytest.approx(1 - apart.mean() / apart[60])
+    assert find(tables, nothing, outlined(tables, None)[0], tables.splits(ids), [], said) == []
+    assert find(tables, nothing, truth, tables.splits(ids, "train"), ["s@1#0"], said) == []
+    assert len(find(tables, nothing, truth, tables.splits(ids, "train"), [], said)) == 1
+
+
+def coco_iou(a: str, b: str) -> float:
+    """By pycocotools itself."""
+    one, other = ({"size": [100, 100], "counts": c.encode()} for c in (a, b))
+    return float(coco.iou([one], [other], [0])[0, 0])
+
+
+def test_a_mask_in_a_box_that_is_wrong_itself_is_not_doubted_too(tables) -> None:
+    truth, said, ids = outlined(tables, half())
+    boxes = [(i, "cat", (20, 20, 60, 60) if i != "i60" else (42, 20, 82, 60), 0.8) for i in ids]
+    found = find(tables, tables.boxes(boxes), truth, tables.splits(ids), [], said)
+    assert [(r["error"], r["image_id"]) for r in found] == [("badly_located", "i60")]
+
+
+def test_crowds_and_ignore_regions_have_no_outline_to_doubt(tables) -> None:
+    truth, said, ids = outlined(tables, half())
+    place = truth.column_names.index("ignore")
+    aside = truth.set_column(place, "ignore", [[False] * 60 + [True]])
+    assert find(tables, tables.boxes([]), aside, tables.splits(ids), [], said) == []
+
+
 def made_up_classes(seed: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
     generator = np.random.default_rng(seed)
     true = generator.integers(0, 3, 300)
@@ -140,7 +254,8 @@ def test_wrong_classes_of_images_are_listed_with_a_better_one(tables) -> None:
     said = [(i, names[k], None, shares[n, k]) for n, i in enumerate(ids) for k in order[n]]
     more = {"probability": [r[3] for r in said], "rank": [1, 2, 3] * 300}
     tags = tables.boxes(said, "z@1#0", "tags", **more)
-    found = label_errors.find(tags, tags, truth, tables.splits(ids), [], names, "classification").to_pylist()
+    nothing, images, splits = schema.table("masks").empty(), tables.images(ids), tables.splits(ids)
+    found = label_errors.find(tags, tags, nothing, truth, images, splits, [], names, "classification").to_pylist()
     expected = np.flatnonzero(wrong_classes(given, shares.astype(np.float32).astype(np.float64)))
     assert sorted(r["image_id"] for r in found) == [ids[k] for k in expected]
     for row in found:
