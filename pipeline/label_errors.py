@@ -155,19 +155,29 @@ def suspicions(seen: Found, truth: Found, iou: float) -> Suspicions:
     return Suspicions(overlooked, located, located_by, swapped, swapped_by)
 
 
-def badly_outlined(overlap: Floats, score: Floats) -> Floats:
+def badly_outlined(beyond: Floats, short: Floats, score: Floats) -> Floats:
     """(n,) suspicion that people's masks are wrong, by a model's masks of the same objects.
 
     Of people's right masks at most the share `usual / apart` differs from the model's by `apart` or more, if they
-    differ by `usual` on average (Markov's inequality); the rest of 1 is the suspicion. What is usual is learnt for each
-    score (isotonic regression). So neither a model that always draws too wide nor a score that is worth little doubts
-    anybody, and only the order of scores matters.
+    differ by `usual` on average (Markov's inequality); the rest of 1 speaks against a mask. What is usual is learnt for
+    each score (isotonic regression), and for what people have beyond the model's mask and fall short of it apart: a
+    model that often leaves out a part doubts nobody who has it, but who lacks even more. It counts by the mean overlap
+    of masks of its score; as far as it counts for nothing, a mask is as suspicious as the others are on average.
 
     Args:
-        overlap: (n,) IoU of both masks. score: (n,) the model's own estimates of its masks.
+        beyond, short: (n,) what only people's mask has, and only the model's, as shares of what either has.
+        score: (n,) the model's own estimates of its masks; only their order matters.
     """
-    apart = 1 - overlap
-    usual = 1 - calibration.isotonic(score, overlap)(score) if len(score) else apart
+    if not len(score):
+        return np.zeros(0)
+    worth = calibration.isotonic(score, 1 - beyond - short)(score)
+    against = np.maximum(_unusual(beyond, score), _unusual(short, score))
+    mean = (worth * against).sum() / max(worth.sum(), 1e-12)
+    return np.asarray(worth * against + (1 - worth) * mean, np.float64)
+
+
+def _unusual(apart: Floats, score: Floats) -> Floats:
+    usual = 1 - calibration.isotonic(score, 1 - apart)(score)
     return 1 - np.divide(usual, apart, out=np.ones_like(apart), where=apart > usual)
 
 
@@ -244,8 +254,8 @@ def _wrong_masks(model: str, said: pa.Table, truth: pa.Table, images: pa.Table, 
     sizes = images.take(pc.index_in(truth["image_id"], images["image_id"].combine_chunks()))
     shapes = list(zip(sizes["height"].to_pylist(), sizes["width"].to_pylist(), strict=True))
     drawn, seen = truth["mask"].to_pylist(), said["mask"].to_pylist()
-    overlap = [rle.iou([a], [b], *shape)[0, 0] for a, b, shape in zip(drawn, seen, shapes, strict=True)]
-    suspicion = badly_outlined(np.array(overlap, np.float64), said["score"].to_numpy().astype(np.float64))
+    beyond, short = _apart(drawn, seen, shapes)
+    suspicion = badly_outlined(beyond, short, said["score"].to_numpy().astype(np.float64))
     listed = np.flatnonzero(suspicion >= LEAST)
     about, proof = truth.take(pa.array(listed)), said.take(pa.array(listed))
     corners = np.array([rle.box(seen[i], *shapes[i]) for i in listed]).reshape(-1, 4)
@@ -255,6 +265,15 @@ def _wrong_masks(model: str, said: pa.Table, truth: pa.Table, images: pa.Table, 
     columns |= {"model": [model] * len(listed), "error": ["badly_outlined"] * len(listed)}
     columns |= {"suspicion": suspicion[listed]}
     return schema.table("label_errors").from_columns(columns)
+
+
+def _apart(drawn: Sequence[str], seen: Sequence[str], shapes: Sequence[tuple[int, int]]) -> tuple[Floats, Floats]:
+    """(n,) what only the first of two masks has, and only the second, as shares of their union."""
+    overlap = np.array([rle.iou([a], [b], *s)[0, 0] for a, b, s in zip(drawn, seen, shapes, strict=True)], np.float64)
+    area = np.array([[rle.area(c) for c in counts] for counts in (drawn, seen)], np.float64)
+    common = overlap * area.sum(axis=0) / (1 + overlap)
+    first, second = (area - common) / np.maximum(area.sum(axis=0) - common, 1)
+    return first, second
 
 
 def _read(rows: pa.Table, images: Sequence[str], classes: Sequence[str]) -> tuple[pa.Table, Found]:

@@ -9,7 +9,7 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
 from sklearn.isotonic import IsotonicRegression
@@ -121,40 +121,55 @@ def test_nothing_said_or_nothing_drawn(tables) -> None:
 FEW = st.integers(2, 40)
 
 
-def scored(generator: np.random.Generator, count: int) -> tuple[np.ndarray, np.ndarray]:
-    """Overlaps and scores that know something of each other, with ties."""
-    overlap = generator.beta(6, 2, count).round(2)
-    return overlap, (overlap + generator.normal(0, 0.1, count)).round(1)
+def scored(generator: np.random.Generator, count: int) -> tuple[np.ndarray, ...]:
+    """Shares beyond and short, and scores that know something of them, with ties."""
+    beyond, short = generator.beta(1, 5, (2, count)).round(2) / 2
+    return beyond, short, (1 - beyond - short + generator.normal(0, 0.1, count)).round(1)
 
 
+@settings(deadline=None)
 @given(FEW, st.integers(0, 999))
 def test_of_masks_only_the_order_of_scores_counts_and_neither_that_of_rows(count: int, seed: int) -> None:
     generator = np.random.default_rng(seed)
-    overlap, score = scored(generator, count)
-    expected = badly_outlined(overlap, score)
+    beyond, short, score = scored(generator, count)
+    expected = badly_outlined(beyond, short, score)
     assert (expected >= 0).all() and (expected <= 1).all()
     for change in (lambda s: s**3, lambda s: np.exp(5 * s) + 7):
-        np.testing.assert_allclose(badly_outlined(overlap, change(score)), expected, atol=1e-9)
+        np.testing.assert_allclose(badly_outlined(beyond, short, change(score)), expected, atol=1e-9)
     order = generator.permutation(count)
-    np.testing.assert_allclose(badly_outlined(overlap[order], score[order]), expected[order], atol=1e-9)
+    np.testing.assert_allclose(badly_outlined(beyond[order], short[order], score[order]), expected[order], atol=1e-9)
 
 
+@settings(deadline=None)
 @given(FEW, st.integers(0, 999))
-def test_suspicion_is_what_markov_leaves(count: int, seed: int) -> None:
-    overlap, score = scored(np.random.default_rng(seed), count)
-    found = badly_outlined(overlap, score)
-    usual = 1 - IsotonicRegression().fit_transform(score, overlap)
-    expected = [max(0.0, 1 - u / (1 - o)) if o < 1 else 0.0 for u, o in zip(usual, overlap, strict=True)]
-    np.testing.assert_allclose(found, expected, atol=1e-9)
+def test_suspicion_of_masks_is_what_markov_leaves_as_far_as_the_score_counts(count: int, seed: int) -> None:
+    beyond, short, score = scored(np.random.default_rng(seed), count)
+    regression = IsotonicRegression()
+    against = np.zeros(count)
+    for apart in (beyond, short):
+        usual = 1 - regression.fit_transform(score, 1 - apart)
+        against = np.maximum(
+            against, [max(0.0, 1 - u / a) if a > 0 else 0.0 for u, a in zip(usual, apart, strict=True)]
+        )
+    worth = regression.fit_transform(score, 1 - beyond - short)
+    expected = worth * against + (1 - worth) * np.average(against, weights=worth)
+    np.testing.assert_allclose(badly_outlined(beyond, short, score), expected, atol=1e-9)
 
 
 def test_a_model_that_always_draws_too_wide_doubts_nobody_but_whoever_differs_more() -> None:
     generator = np.random.default_rng(0)
-    overlap, score = generator.uniform(0.5, 0.7, 200), generator.random(200)
-    assert badly_outlined(overlap, score).max() < 0.5
-    overlap[7] = 0.0
-    assert badly_outlined(overlap, score).argmax() == 7 and badly_outlined(overlap, score)[7] > 0.5
-    assert badly_outlined(np.ones(5), np.ones(5)).max() == 0 and len(badly_outlined(np.zeros(0), np.zeros(0))) == 0
+    beyond, short, score = np.full(200, 0.01), generator.uniform(0.2, 0.3, 200), generator.random(200)
+    assert badly_outlined(beyond, short, score).max() < 0.5
+    short[7] = 0.9
+    found = badly_outlined(beyond, short, score)
+    assert found.argmax() == 7 and found[7] > 0.4 > 2 * np.delete(found, 7).max()
+    assert badly_outlined(np.zeros(5), np.zeros(5), np.ones(5)).max() == 0
+
+
+def test_of_masks_nothing_said_or_nothing_alike() -> None:
+    nothing = np.zeros(0)
+    assert len(badly_outlined(nothing, nothing, nothing)) == 0
+    np.testing.assert_array_equal(badly_outlined(np.ones(3), np.zeros(3), np.ones(3)), np.zeros(3))
 
 
 def outlined(tables, wrong: str | None) -> tuple[pa.Table, pa.Table, list[str]]:
@@ -195,10 +210,13 @@ def test_a_mask_is_doubted_with_what_a_model_draws_in_its_box(tables) -> None:
     assert [row[k] for k in (*schema.CORNERS, "suggested")] == [19, 19, 61, 61, "cat"] and row["mask"] == said["mask"][
         60
     ].as_py()
-    apart = 1 - np.array(
-        [coco_iou(d, m) for d, m in zip(truth["mask"].to_pylist(), said["mask"].to_pylist(), strict=True)]
+    overlap = np.array(
+        [coco_iou(*pair) for pair in zip(truth["mask"].to_pylist(), said["mask"].to_pylist(), strict=True)]
     )
-    assert row["suspicion"] == pytest.approx(1 - apart.mean() / apart[60])
+    # Here people fall short only. All scores are equal, so what is usual is the mean.
+    apart = 1 - overlap
+    against = np.maximum(0, 1 - apart.mean() / apart)
+    assert row["suspicion"] == pytest.approx(overlap.mean() * against[60] + apart.mean() * against.mean())
     assert find(tables, nothing, outlined(tables, None)[0], tables.splits(ids), [], said) == []
     assert find(tables, nothing, truth, tables.splits(ids, "train"), ["s@1#0"], said) == []
     assert len(find(tables, nothing, truth, tables.splits(ids, "train"), [], said)) == 1

@@ -134,6 +134,16 @@ def test_doubts_about_people_come_after_audits_the_worst_first() -> None:
     assert queued(table, asked, doubts=review.Doubts.worst(errors, people, 0)) == queued(table, asked)
 
 
+def test_a_doubted_mask_brings_what_a_model_draws() -> None:
+    table = labels([("p", "i", "cat", 1.0, "human"), ("a", "i", "cat", 0.9, "needs_review")])
+    errors = doubted(("p", "badly_outlined", "cat", 0.7))
+    errors = errors.set_column(errors.column_names.index("mask"), "mask", [["Q"]])
+    doubts = review.Doubts.worst(errors, schema.where_in(table, "status", ("human",)), 9)
+    first, then = queued(table, doubts=doubts)
+    assert (first["annotation_id"], first["mask"], first["x1"]) == ("p", "Q", None) and then["mask"] is None
+    assert first["reason"] == "people's label: mask probably wrong, m draws it otherwise"
+
+
 def test_an_overlooked_box_is_proposed_once_and_with_its_box() -> None:
     errors = [doubted(("d", "overlooked", "cat", 0.6)), doubted(("e", "overlooked", "cat", 0.8), model="n@1#0")]
     errors = pa.concat_tables(errors)

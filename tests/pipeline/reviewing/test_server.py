@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from pipeline import decisions, journal, schema
+from pipeline import decisions, journal, masks, schema
 from pipeline.config import Project
 from pipeline.errors import ConfigError, DataError, StoreError
 from pipeline.journal import Journal
@@ -191,6 +191,23 @@ def test_masks_stay_unless_the_box_moves(project: Project, page: Page) -> None:
     x1, y1, x2, y2 = masked["box"]
     page.decide(masked["key"], "fix", box=[x1 + 1, y1, x2, y2])
     assert [r["mask"] is None for r in written(project)] == [False, True]
+
+
+def test_the_other_mask_is_an_outline_over_peoples() -> None:
+    people, other = np.zeros((2, 12, 16), bool)
+    people[2:8, 2:8], other[3:9, 3:9] = True, True
+    image, label = {"width": 16, "height": 12}, {"mask": masks.encode(people)}
+    part = 1, 1, 10, 10
+    plain, both = (
+        np.asarray(Image.open(io.BytesIO(pictures._tinted(items.Item("k", image, label, "", o), part, 99))))
+        for o in (None, masks.encode(other))
+    )
+    np.testing.assert_array_equal(plain[..., 3] > 0, people[1:11, 1:11])
+    rim = (both == pictures._RIM).all(axis=2)
+    core = np.zeros_like(other)
+    core[4:8, 4:8] = True
+    np.testing.assert_array_equal(rim, (other & ~core)[1:11, 1:11])
+    np.testing.assert_array_equal(both[~rim], plain[~rim])
 
 
 def test_undo_goes_back_one_by_one_and_survives_a_restart(project: Project, page: Page) -> None:
