@@ -69,15 +69,15 @@ STRONG_SAM = sam_net.SamConfig(
 )
 STRONG_DINO = grounding_dino_net.DinoConfig(
     embed_dim=48,
-    depths=(2, 2, 4, 2),
+    depths=(1, 1, 2, 1),
     heads=(2, 4, 4, 8),
-    encoder_layers=3,
-    decoder_layers=3,
+    encoder_layers=2,
+    decoder_layers=2,
     feedforward=512,
-    queries=100,
-    text={"hidden_size": 128, "num_hidden_layers": 2, "num_attention_heads": 4, "intermediate_size": 256},
-    shorter=256,
-    longest=342,
+    queries=60,
+    text={"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128},
+    shorter=320,
+    longest=427,
 )
 STEPS = {"clip": 300, "sam": 800, "grounding_dino": 600}
 TRAINING: dict[str, dict[str, Any]] = {
@@ -86,8 +86,8 @@ TRAINING: dict[str, dict[str, Any]] = {
     "grounding_dino": {"batch_size": 4, "learning_rate": 1e-3, "crop": [320, 480]},
 }
 STRONG: dict[str, dict[str, Any]] = {
-    "sam": {"batch_size": 16, "learning_rate": 5e-4},
-    "grounding_dino": {"batch_size": 16, "learning_rate": 4e-4, "crop": [240, 480]},
+    "sam": {"batch_size": 16, "learning_rate": 8e-4},
+    "grounding_dino": {"batch_size": 24, "learning_rate": 5e-4, "crop": [320, 480]},
 }
 
 
@@ -151,7 +151,7 @@ class Steps:
 
     def __call__(self, done: int, total: int) -> None:
         if done % max(1, total // 10) == 0:
-            print(f"  {done} of {total} steps in {time.monotonic() - self.start:.0f} s", flush=True)
+            print(f"  {done} of {total} steps in {time.monotonic() - self.start:.1f} s", flush=True)
 
 
 def show(models: pa.Table, curves: pa.Table) -> str:

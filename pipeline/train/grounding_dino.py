@@ -6,6 +6,7 @@ from collections.abc import Iterable
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pipeline.config import TrainingConfig
 from pipeline.errors import ConfigError
@@ -63,13 +64,11 @@ class DinoLearner:
         shown = {int(c) for crop in crops for c in crop.classes[~crop.ignore]}
         caption, spans = self._caption(random, shown)
         mean, std = (torch.tensor(v, device=self._device).view(3, 1, 1) for v in (MEAN, STD))
-        images = [
-            torch.from_numpy(c.pixels).to(self._device).permute(2, 0, 1).float().div(255).sub(mean).div(std)
-            for c in crops
-        ]
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(self._device)
+        images = pixels.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std).unbind()
         features = net.encode_images(self.network, images)
         text = net.encode_caption(self.network, caption)
-        objects = [self._objects(crop, caption, spans) for crop in crops]
+        objects = Objects.of([_objects(crop, caption, spans) for crop in crops], self._device)
         answers = net.all_answers(self.network, features, [text] * len(crops))
         losses = [set_loss(*answers[0], objects, TIMES), *(set_loss(*a, objects) for a in answers[1:])]
         return torch.stack(losses).sum()
@@ -91,20 +90,16 @@ class DinoLearner:
         (caption, *_) = pack([[chosen[c]] for c in kept], self._words)
         return caption, {c: caption.prompts.index(chosen[c]) for c in kept}
 
-    def _objects(self, crop: Crop, caption: Caption, places: dict[int, int]) -> Objects:
-        import torch
 
-        size = crop.pixels.shape[0]
-        boxes = np.concatenate([(crop.boxes[:, :2] + crop.boxes[:, 2:]) / 2, crop.boxes[:, 2:] - crop.boxes[:, :2]], 1)
-        boxes = boxes / size
-        asked = np.array([int(c) in places for c in crop.classes], bool)
-        taught = ~crop.ignore & asked
-        tokens = np.zeros((int(taught.sum()), len(caption.tokens)), np.float32)
-        for row, c in enumerate(crop.classes[taught]):
-            start, end = caption.spans[places[int(c)]]
-            tokens[row, start:end] = 1
-        ignore = boxes[crop.ignore]
-        return Objects(*(self._tensor(a, torch) for a in (boxes[taught], tokens, ignore)))
-
-    def _tensor(self, values: Any, torch: Any) -> Any:
-        return torch.as_tensor(np.asarray(values, np.float32), device=self._device)
+def _objects(crop: Crop, caption: Caption, places: dict[int, int]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """Boxes, tokens and regions to be ignored of a crop, as `Objects.of` takes them."""
+    size = crop.pixels.shape[0]
+    boxes = np.concatenate([(crop.boxes[:, :2] + crop.boxes[:, 2:]) / 2, crop.boxes[:, 2:] - crop.boxes[:, :2]], 1)
+    boxes = boxes / size
+    asked = np.array([int(c) in places for c in crop.classes], bool)
+    taught = ~crop.ignore & asked
+    tokens = np.zeros((int(taught.sum()), len(caption.tokens)), np.float32)
+    for row, c in enumerate(crop.classes[taught]):
+        start, end = caption.spans[places[int(c)]]
+        tokens[row, start:end] = 1
+    return boxes[taught], tokens, boxes[crop.ignore]

@@ -98,9 +98,9 @@ class Cuts:
         """x, y and edge of a window that shows some of a random object, within the image where it fits."""
         height, width = inside.shape[1:]
         edge = round(float(np.exp(random.uniform(*np.log(self._edge)))))
-        rows, columns = np.nonzero(inside[random.integers(len(inside))])
-        seen = random.integers(len(rows))
-        corner = np.array([columns[seen], rows[seen]]) - random.uniform(0.1, 0.9, 2) * edge
+        shown = np.flatnonzero(inside[random.integers(len(inside))])
+        row, column = divmod(int(shown[random.integers(len(shown))]), width)
+        corner = np.array([column, row]) - random.uniform(0.1, 0.9, 2) * edge
         x, y = np.clip(corner, 0, np.maximum(np.array([width, height]) - edge, 0)).astype(int).tolist()
         return x, y, edge
 
@@ -116,8 +116,8 @@ class Cuts:
             spread = np.tile([box[2] - box[0], box[3] - box[1]], 2) * _JITTER
             moved = box + np.clip(random.normal(0, 1, 4) * spread, -_FARTHEST, _FARTHEST)
             boxes.append(np.clip(moved, 0, size))
-            share = cv2.resize(mask.astype(np.float32), (self._fine, self._fine), interpolation=cv2.INTER_AREA)
-            fine.append(share >= min(0.5, share.max()))  # the smallest objects keep a pixel
+            share = cv2.resize(mask.astype(np.uint8) * 255, (self._fine, self._fine), interpolation=cv2.INTER_AREA)
+            fine.append(share >= min(128, share.max()))  # the smallest objects keep a pixel
         return Cut(
             recoloured(np.asarray(small, np.uint8), random),
             np.array(boxes, np.float32).reshape(-1, 4),

@@ -6,6 +6,7 @@ tokens of Grounding DINO (Liu et al. 2024).
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -20,17 +21,30 @@ WEIGHTS = (1.0, 5.0, 2.0)  # of the same in the loss
 
 @dataclass(frozen=True)
 class Objects:
-    """What an image shows.
+    """What the images of a batch show.
 
     Attributes:
         boxes: (n, 4) centre x, y, width and height as shares of the image.
         tokens: (n, t) 1 at the caption's tokens that name the object, else 0.
         ignore: (m, 4) regions, written alike, in which nothing is wrong.
+        image, ignore_image: (n,), (m,) which image of the batch each is in, in ascending order.
     """
 
     boxes: Any
     tokens: Any
     ignore: Any
+    image: Any
+    ignore_image: Any
+
+    @classmethod
+    def of(cls, images: Sequence[tuple[NDArray[Any], NDArray[Any], NDArray[Any]]], device: Any = "cpu") -> Objects:
+        """From each image's (k, 4) boxes, (k, t) tokens and (j, 4) regions."""
+        import torch
+
+        parts = [torch.from_numpy(np.concatenate(part).astype(np.float32)) for part in zip(*images, strict=True)]
+        counts = ([len(image[which]) for image in images] for which in (0, 2))
+        numbers = [torch.from_numpy(np.repeat(np.arange(len(images)), count)) for count in counts]
+        return cls(*(part.to(device) for part in (*parts, *numbers)))
 
 
 def corners(boxes: Any) -> Any:
@@ -42,12 +56,11 @@ def corners(boxes: Any) -> Any:
 
 
 def costs(logits: Any, boxes: Any, objects: Objects) -> Any:
-    """(queries, n) how badly each query suits each object.
+    """(n, queries) how badly each query of its image suits each object.
 
     Args:
-        logits: (queries, t), -inf where the caption has no token. boxes: (queries, 4).
+        logits: (b, queries, t), -inf where the caption has no token. boxes: (b, queries, 4).
     """
-    import torch
     from torch.nn import functional
 
     finite = logits.clamp(min=-50)
@@ -55,15 +68,15 @@ def costs(logits: Any, boxes: Any, objects: Objects) -> Any:
     positive = 0.25 * (1 - probability) ** 2 * functional.softplus(-finite)
     negative = 0.75 * probability**2 * functional.softplus(finite)
     share = objects.tokens / objects.tokens.sum(-1, keepdim=True).clamp(min=1)
-    apart = torch.cdist(boxes, objects.boxes, p=1)
-    pairs = corners(boxes)[:, None].expand(-1, len(objects.boxes), -1).reshape(-1, 4)
-    wanted = corners(objects.boxes)[None].expand(len(boxes), -1, -1).reshape(-1, 4)
-    overlap = giou(pairs, wanted).reshape(len(boxes), len(objects.boxes))
-    return COSTS[0] * (positive - negative) @ share.T + COSTS[1] * apart - COSTS[2] * overlap
+    named = ((positive - negative)[objects.image] * share[:, None]).sum(-1)
+    answers = boxes[objects.image]
+    wanted = objects.boxes[:, None].expand_as(answers)
+    overlap = giou(corners(answers).flatten(0, 1), corners(wanted).flatten(0, 1)).reshape(answers.shape[:2])
+    return COSTS[0] * named + COSTS[1] * (answers - wanted).abs().sum(-1) - COSTS[2] * overlap
 
 
 def match(logits: Any, boxes: Any, objects: Objects, times: int = 1) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Queries and their objects, at the least total cost (Hungarian method).
+    """Queries and their objects, at the least total cost in each image (Hungarian method).
 
     Args:
         times: how many queries each object gets; more than one teaches faster where no single answer is asked for
@@ -74,12 +87,18 @@ def match(logits: Any, boxes: Any, objects: Objects, times: int = 1) -> tuple[ND
 
     with torch.no_grad():
         table = costs(logits, boxes, objects).cpu().double().numpy()
-    times = max(1, min(times, len(table) // max(1, table.shape[1])))
-    query, column = linear_sum_assignment(np.tile(table, (1, times)))
-    return query.astype(np.int64), (column % max(1, table.shape[1])).astype(np.int64)
+    number = np.bincount(objects.image.cpu().numpy(), minlength=len(logits))
+    queries, which = [np.zeros(0, np.int64)], [np.zeros(0, np.int64)]
+    for first, count in zip(np.cumsum(number) - number, number, strict=True):
+        if count:
+            each = max(1, min(times, table.shape[1] // count))
+            query, column = linear_sum_assignment(np.tile(table[first : first + count].T, (1, each)))
+            queries.append(query)
+            which.append(first + column % count)
+    return np.concatenate(queries).astype(np.int64), np.concatenate(which).astype(np.int64)
 
 
-def set_loss(logits: Any, boxes: Any, objects: list[Objects], times: int = 1) -> Any:
+def set_loss(logits: Any, boxes: Any, objects: Objects, times: int = 1) -> Any:
     """Loss of a batch, a mean over its matched pairs.
 
     Args:
@@ -87,30 +106,29 @@ def set_loss(logits: Any, boxes: Any, objects: list[Objects], times: int = 1) ->
     """
     import torch
 
-    tokens = places = overlaps = boxes.sum() * 0
-    pairs = 0
-    for logit, box, truth in zip(logits, boxes, objects, strict=True):
-        query, which = (torch.from_numpy(i).to(box.device) for i in match(logit, box, truth, times))
-        wanted = torch.zeros_like(logit)
-        wanted[query] = truth.tokens[which]
-        judged = torch.isfinite(logit)
-        judged &= ~_excused(box, truth, query)[:, None]
-        tokens = tokens + sigmoid_focal(logit[judged], wanted[judged]).sum()
-        places = places + (box[query] - truth.boxes[which]).abs().sum()
-        overlaps = overlaps + (1 - giou(corners(box[query]), corners(truth.boxes[which]))).sum()
-        pairs += len(query)
-    return (WEIGHTS[0] * tokens + WEIGHTS[1] * places + WEIGHTS[2] * overlaps) / max(1, pairs)
+    query, which = (torch.from_numpy(i).to(boxes.device) for i in match(logits, boxes, objects, times))
+    image = objects.image[which]
+    wanted = torch.zeros_like(logits)
+    wanted[image, query] = objects.tokens[which]
+    judged = torch.isfinite(logits) & ~_excused(boxes, objects, image, query)[..., None]
+    tokens = sigmoid_focal(logits[judged], wanted[judged]).sum()
+    answers, truth = boxes[image, query], objects.boxes[which]
+    places = (answers - truth).abs().sum()
+    overlaps = (1 - giou(corners(answers), corners(truth))).sum()
+    return (WEIGHTS[0] * tokens + WEIGHTS[1] * places + WEIGHTS[2] * overlaps) / max(1, len(query))
 
 
-def _excused(boxes: Any, truth: Objects, matched: Any) -> Any:
-    """(queries,) which unmatched boxes lie for the most part in a region to be ignored."""
+def _excused(boxes: Any, objects: Objects, image: Any, query: Any) -> Any:
+    """(b, queries) which unmatched boxes lie for the most part in a region to be ignored."""
     import torch
 
-    free = torch.zeros(len(boxes), dtype=torch.bool, device=boxes.device)
-    if len(truth.ignore):
-        mine, other = corners(boxes.detach())[:, None], corners(truth.ignore)[None]
+    free = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
+    if len(objects.ignore):
+        answers = boxes.detach()[objects.ignore_image]
+        mine, other = corners(answers), corners(objects.ignore)[:, None]
         side = (torch.minimum(mine[..., 2:], other[..., 2:]) - torch.maximum(mine[..., :2], other[..., :2])).clamp(0)
-        own = (boxes.detach()[:, 2] * boxes.detach()[:, 3]).clamp(min=1e-9)
-        free = (side[..., 0] * side[..., 1] / own[:, None] > 0.5).any(dim=1)
-        free[matched] = False
+        own = (answers[..., 2] * answers[..., 3]).clamp(min=1e-9)
+        inside = (side[..., 0] * side[..., 1] / own > 0.5).int()
+        free = torch.zeros_like(free, dtype=torch.int32).index_add(0, objects.ignore_image, inside) > 0
+        free[image, query] = False
     return free

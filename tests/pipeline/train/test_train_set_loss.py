@@ -25,14 +25,18 @@ def drawn(queries: int, objects: int, tokens: int, seed: int) -> tuple[torch.Ten
     named = torch.zeros(objects, tokens)
     named[torch.arange(objects), torch.randint(tokens, (objects,), generator=random)] = 1
     logits = torch.randn(queries, tokens, generator=random)
-    return logits, boxes(queries), Objects(boxes(objects), named, torch.zeros(0, 4))
+    return logits[None], boxes(queries)[None], together((boxes(objects), named, torch.zeros(0, 4)))
+
+
+def together(*images: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Objects:
+    return Objects.of([tuple(part.numpy() for part in image) for image in images])  # type: ignore[misc]
 
 
 @settings(deadline=None, max_examples=15)
 @given(queries=st.integers(3, 6), objects=st.integers(1, 3), seed=st.integers(0, 99))
 def test_no_other_matching_is_cheaper(queries: int, objects: int, seed: int) -> None:
     logits, boxes, truth = drawn(queries, objects, 5, seed)
-    table = costs(logits, boxes, truth).numpy()
+    table = costs(logits, boxes, truth).numpy().T
     query, which = match(logits, boxes, truth)
     assert sorted(which.tolist()) == list(range(objects)) and len(set(query.tolist())) == objects
     best = min(sum(table[q, k] for k, q in enumerate(some)) for some in itertools.permutations(range(queries), objects))
@@ -53,41 +57,54 @@ def test_matching_and_loss_are_those_of_transformers() -> None:
 
     logits, boxes, truth = drawn(12, 3, 6, 2)
     other = drawn(12, 2, 6, 3)
-    outputs = {"logits": torch.stack([logits, other[0]]), "pred_boxes": torch.stack([boxes, other[1]])}
+    outputs = {"logits": torch.cat([logits, other[0]]), "pred_boxes": torch.cat([boxes, other[1]])}
     targets = [{"class_labels": t.tokens.argmax(1), "boxes": t.boxes} for t in (truth, other[2])]
+    both = together(*((t.boxes, t.tokens, t.ignore) for t in (truth, other[2])))
     matcher = DeformableDetrHungarianMatcher(class_cost=COSTS[0], bbox_cost=COSTS[1], giou_cost=COSTS[2])
     theirs = DeformableDetrImageLoss(matcher, num_classes=6, focal_alpha=0.25, losses=["labels", "boxes"])
-    for (query, which), mine in zip(
-        matcher(outputs, targets), (match(logits, boxes, truth), match(*other)), strict=True
-    ):
-        assert dict(zip(which.tolist(), query.tolist(), strict=True)) == dict(zip(mine[1], mine[0], strict=True))
+    mine = dict(zip(*match(outputs["logits"], outputs["pred_boxes"], both)[::-1], strict=True))
+    expected = [dict(zip(which.tolist(), query.tolist(), strict=True)) for query, which in matcher(outputs, targets)]
+    assert mine == expected[0] | {3 + which: query for which, query in expected[1].items()}
     parts = theirs(outputs, targets)
     # theirs counts the focal loss of all queries over their number and back, so it too is a sum over objects
-    expected = WEIGHTS[0] * parts["loss_ce"] + WEIGHTS[1] * parts["loss_bbox"] + WEIGHTS[2] * parts["loss_giou"]
-    ours = set_loss(outputs["logits"], outputs["pred_boxes"], [truth, other[2]])
-    assert ours.item() == pytest.approx(expected.item(), rel=1e-5)
+    total = WEIGHTS[0] * parts["loss_ce"] + WEIGHTS[1] * parts["loss_bbox"] + WEIGHTS[2] * parts["loss_giou"]
+    ours = set_loss(outputs["logits"], outputs["pred_boxes"], both)
+    assert ours.item() == pytest.approx(total.item(), rel=1e-5)
 
 
 def test_tokens_a_caption_has_not_got_and_ignored_regions_do_not_count() -> None:
     logits, boxes, truth = drawn(8, 2, 5, 4)
-    longer = torch.cat([logits, torch.full((8, 3), -torch.inf)], dim=1)
-    wider = Objects(truth.boxes, torch.cat([truth.tokens, torch.zeros(2, 3)], dim=1), truth.ignore)
-    plain = set_loss(logits[None], boxes[None], [truth])
-    assert set_loss(longer[None], boxes[None], [wider]).item() == pytest.approx(plain.item())
-    everywhere = Objects(truth.boxes, truth.tokens, torch.tensor([[0.5, 0.5, 1.0, 1.0]]))
-    inside = set_loss(logits[None], boxes[None], [everywhere])
+    longer = torch.cat([logits, torch.full((1, 8, 3), -torch.inf)], dim=2)
+    wider = together((truth.boxes, torch.cat([truth.tokens, torch.zeros(2, 3)], dim=1), truth.ignore))
+    plain = set_loss(logits, boxes, truth)
+    assert set_loss(longer, boxes, wider).item() == pytest.approx(plain.item())
+    everywhere = together((truth.boxes, truth.tokens, torch.tensor([[0.5, 0.5, 1.0, 1.0]])))
+    inside = set_loss(logits, boxes, everywhere)
     kept = torch.from_numpy(match(logits, boxes, truth)[0])
     others = torch.ones(8, dtype=torch.bool)
     others[kept] = False
-    excused = losses.sigmoid_focal(logits[others], torch.zeros_like(logits[others])).sum() / 2
+    excused = losses.sigmoid_focal(logits[0, others], torch.zeros_like(logits[0, others])).sum() / 2
     assert inside.item() == pytest.approx((plain - excused).item(), rel=1e-5)
 
 
 def test_an_image_without_objects_teaches_that_nothing_is_there() -> None:
     logits, boxes, _ = drawn(5, 1, 4, 5)
-    nothing = Objects(torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, 4))
+    nothing = together((torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, 4)))
     expected = losses.sigmoid_focal(logits, torch.zeros_like(logits)).sum()
-    assert set_loss(logits[None], boxes[None], [nothing]).item() == pytest.approx(expected.item())
+    assert set_loss(logits, boxes, nothing).item() == pytest.approx(expected.item())
+
+
+def test_an_image_is_judged_by_its_own_objects_and_regions_alone() -> None:
+    some = [drawn(9, n, 4, seed) for seed, n in enumerate((2, 0, 3))]
+    regions = [torch.rand(n, 4, generator=torch.Generator().manual_seed(n)) for n in (1, 2, 0)]
+    parts = [(t.boxes, t.tokens, region) for (*_, t), region in zip(some, regions, strict=True)]
+    pairs = [len(t.boxes) * 2 for *_, t in some]
+    alone = [
+        set_loss(logits, boxes, together(part), 2).item() * max(1, n)
+        for (logits, boxes, _), part, n in zip(some, parts, pairs, strict=True)
+    ]
+    logits, boxes = (torch.cat([s[k] for s in some]) for k in (0, 1))
+    assert set_loss(logits, boxes, together(*parts), 2).item() == pytest.approx(sum(alone) / sum(pairs), rel=1e-5)
 
 
 def test_focal_giou_and_dice_are_those_of_others() -> None:
@@ -97,16 +114,16 @@ def test_focal_giou_and_dice_are_those_of_others() -> None:
 
     logits, boxes, truth = drawn(6, 6, 7, 6)
     wanted = (torch.rand(6, 7, generator=torch.Generator().manual_seed(0)) < 0.4).float()
-    torch.testing.assert_close(losses.sigmoid_focal(logits, wanted), sigmoid_focal_loss(logits, wanted))
-    mine = 1 - losses.giou(corners(boxes), corners(truth.boxes))
-    torch.testing.assert_close(mine, generalized_box_iou_loss(corners(boxes), corners(truth.boxes)), atol=1e-5, rtol=0)
-    torch.testing.assert_close(losses.dice(logits, wanted).sum() / 6, dice_loss(logits, wanted, 6))
+    torch.testing.assert_close(losses.sigmoid_focal(logits[0], wanted), sigmoid_focal_loss(logits[0], wanted))
+    mine, theirs = corners(boxes[0]), corners(truth.boxes)
+    torch.testing.assert_close(1 - losses.giou(mine, theirs), generalized_box_iou_loss(mine, theirs), atol=1e-5, rtol=0)
+    torch.testing.assert_close(losses.dice(logits[0], wanted).sum() / 6, dice_loss(logits[0], wanted, 6))
 
 
 def test_gradients_reach_tokens_and_boxes() -> None:
     logits, boxes, truth = drawn(6, 2, 4, 7)
     leaves: list[Any] = [logits.requires_grad_(), boxes.requires_grad_()]
-    set_loss(leaves[0][None], leaves[1][None], [truth]).backward()
+    set_loss(*leaves, truth).backward()
     query = match(logits.detach(), boxes.detach(), truth)[0].tolist()
     assert all(bool(leaf.grad.abs().sum() > 0) for leaf in leaves)
-    assert sorted(torch.nonzero(boxes.grad.abs().sum(1)).flatten().tolist()) == sorted(query)
+    assert sorted(torch.nonzero(boxes.grad[0].abs().sum(1)).flatten().tolist()) == sorted(query)
