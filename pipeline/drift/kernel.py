@@ -74,7 +74,8 @@ def image_kernel(vectors: NDArray[np.float32], owner: Ints, images: int) -> Imag
         rows = slice(top, top + _ROWS)
         apart = np.clip(squares[rows, None] + squares[None] - 2 * points[rows] @ points.T, 0, None)
         by_image = block_sums(np.exp(-apart / width).T, owner, images).T
-        np.add.at(sums, owner[rows], by_image)
+        here, place = np.unique(owner[rows], return_inverse=True)
+        sums[here] += block_sums(by_image, place.reshape(-1), len(here))
     return ImageKernel(sums, np.bincount(owner, minlength=images).astype(np.float64), width)
 
 
