@@ -34,7 +34,8 @@ def states(project: Project, chosen: Sequence[Recipe], batches: Sequence[str]) -
     """The state of every recipe, for each of `batches` where it has batches."""
     compute, s3 = ComputeResource().of(project), s3_resource()
     # One listing of the source and one of each table: asking batch by batch would take hours where there are many.
-    store, sources = StoreResource().open(project).remembering(), cache(source_of(project, s3).fingerprints)
+    store, known = StoreResource().open(project).remembering(), cache(source_of(project, s3).fingerprints)
+    sources = known if len(batches) > 1 else dict
     for recipe in chosen:
         for batch in batches if recipe.batched else [None]:
             work = Work(project, store, compute, s3, batch, sources=sources)

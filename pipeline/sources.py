@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import stat
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from pathlib import Path, PurePosixPath
@@ -114,23 +114,13 @@ class FolderSource:
         self._root = Path(uri).expanduser().resolve()
 
     def batches(self) -> list[str]:
-        names, loose = set(), False
-        for entry in self._entries(self._root):
-            if self._is_folder(entry):
-                names.add(_printable(entry.name))
-            else:
-                loose = loose or PurePosixPath(entry.name).suffix.lower() not in SIDECARS
-        return sorted(names | ({DEFAULT_BATCH} if loose else set()))
+        return sorted(self._by_batch())
 
     def files(self, batch: str) -> list[SourceFile]:
-        folders = [e for e in self._entries(self._root) if self._is_folder(e) and _printable(e.name) == batch]
-        found = [file for folder in folders for file in self._walk(folder, "", ())]
-        if batch == DEFAULT_BATCH:
-            loose = (entry for entry in self._entries(self._root) if not self._is_folder(entry))
-            found += [self._file(entry, "") for entry in loose]
-        elif not folders:
+        found = self._by_batch()
+        if batch not in found and batch != DEFAULT_BATCH:
             raise DataError(f"no batch {batch!r} in {self.uri}", "it was renamed or removed; look at the folder")
-        return sorted(found, key=lambda file: file.name)
+        return self._files(found.get(batch, []))
 
     def read(self, file: SourceFile) -> bytes:
         if file.refused:
@@ -144,7 +134,24 @@ class FolderSource:
         return _identity(self.files(batch))
 
     def fingerprints(self) -> dict[str, str]:
-        return {batch: self.fingerprint(batch) for batch in self.batches()}
+        return {batch: _identity(self._files(entries)) for batch, entries in sorted(self._by_batch().items())}
+
+    def _by_batch(self) -> dict[str, list[os.DirEntry[str]]]:
+        """What the root holds of each batch: folders shown under one name, and loose files unless all are sidecars."""
+        found: dict[str, list[os.DirEntry[str]]] = {}
+        loose: list[os.DirEntry[str]] = []
+        for entry in self._entries(self._root):
+            mine = found.setdefault(_printable(entry.name), []) if self._is_folder(entry) else loose
+            mine.append(entry)
+        if DEFAULT_BATCH in found or any(PurePosixPath(e.name).suffix.lower() not in SIDECARS for e in loose):
+            found.setdefault(DEFAULT_BATCH, []).extend(loose)
+        return found
+
+    def _files(self, entries: Sequence[os.DirEntry[str]]) -> list[SourceFile]:
+        found: list[SourceFile] = []
+        for entry in entries:
+            found += self._walk(entry, "", ()) if self._is_folder(entry) else [self._file(entry, "")]
+        return sorted(found, key=lambda file: file.name)
 
     def _entries(self, folder: Path) -> list[os.DirEntry[str]]:
         try:

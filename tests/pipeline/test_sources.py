@@ -231,3 +231,19 @@ def test_reader_opens_every_uri(folder: Path) -> None:
     for batch in source.batches():
         for file in source.files(batch):
             assert Reader().read_bytes(file.uri) == source.read(file)
+
+
+def test_fingerprints_of_all_batches_are_those_of_each_and_list_the_root_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for batch in ("a", "b", "c"):
+        (tmp_path / batch).mkdir()
+        (tmp_path / batch / "photo.jpg").write_text(batch)
+    (tmp_path / "loose.jpg").write_text("loose")
+    source = FolderSource(str(tmp_path))
+    expected = {batch: source.fingerprint(batch) for batch in source.batches()}
+    listed: list[str] = []
+    scandir = os.scandir
+    monkeypatch.setattr(os, "scandir", lambda folder: (listed.append(str(folder)), scandir(folder))[1])
+    assert source.fingerprints() == expected
+    assert len(expected) == 4 and listed.count(str(tmp_path.resolve())) == 1
