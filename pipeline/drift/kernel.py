@@ -73,7 +73,7 @@ def image_kernel(vectors: NDArray[np.float32], owner: Ints, images: int) -> Imag
     for top in range(0, len(points), _ROWS):
         rows = slice(top, top + _ROWS)
         apart = np.clip(squares[rows, None] + squares[None] - 2 * points[rows] @ points.T, 0, None)
-        by_image = block_sums(np.exp(-apart / width).T, owner, images).T
+        by_image = block_sums(np.exp(np.divide(apart, -width, out=apart), out=apart).T, owner, images).T
         here, place = np.unique(owner[rows], return_inverse=True)
         sums[here] += block_sums(by_image, place.reshape(-1), len(here))
     return ImageKernel(sums, np.bincount(owner, minlength=images).astype(np.float64), width)
@@ -110,4 +110,4 @@ def median_distance(points: Floats) -> float:
         return 0.0
     squares = np.einsum("ij,ij->i", some, some)
     apart = squares[:, None] + squares[None] - 2 * some @ some.T
-    return max(0.0, float(np.median(apart[np.triu_indices(len(some), 1)])))
+    return max(0.0, float(np.median(np.concatenate([row[i + 1 :] for i, row in enumerate(apart)]))))
