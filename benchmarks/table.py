@@ -3,7 +3,8 @@
 Run: python benchmarks/table.py [NAME ...]
 
 With names (e.g. `evaluation`), only those scripts run, and the other rows stay as they were. Every row
-names the machine that it was measured on. A script that fails keeps its old rows and makes this one fail.
+names the machine that it was measured on. A script that fails keeps its old rows and makes this one fail; the page is written
+after each.
 """
 
 from __future__ import annotations
@@ -112,9 +113,9 @@ def main() -> None:
             continue
         rows = [r for r in rows if r["script"] != script.stem]
         rows += [{"script": script.stem, "day": str(date.today()), "machine": here, **r} for r in found]
-    rows.sort(key=lambda r: r["script"])
-    RESULTS.write_text("".join(json.dumps(r) + "\n" for r in rows))
-    PAGE.write_text(page(rows))
+        rows.sort(key=lambda r: r["script"])
+        RESULTS.write_text("".join(json.dumps(r) + "\n" for r in rows))
+        PAGE.write_text(page(rows))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 
