@@ -3,8 +3,8 @@
 Run: python benchmarks/table.py [NAME ...]
 
 With names (e.g. `evaluation`), only those scripts run, and the other rows stay as they were. Every row
-names the machine that it was measured on. A script that fails keeps its old rows and makes this one fail; the page is written
-after each.
+names the machine that it was measured on. A script that fails keeps its old rows and makes this one fail.
+The page is written after each script.
 """
 
 from __future__ import annotations
