@@ -20,6 +20,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -67,17 +68,8 @@ DINO = grounding_dino_net.DinoConfig(
 STRONG_SAM = sam_net.SamConfig(
     image=256, patch=8, width=192, depth=6, heads=6, window=8, whole=(2, 5), prompt=256, feedforward=512
 )
-STRONG_DINO = grounding_dino_net.DinoConfig(
-    embed_dim=48,
-    depths=(1, 1, 2, 1),
-    heads=(2, 4, 4, 8),
-    encoder_layers=2,
-    decoder_layers=2,
-    feedforward=512,
-    queries=60,
-    text={"hidden_size": 64, "num_hidden_layers": 1, "num_attention_heads": 4, "intermediate_size": 128},
-    shorter=320,
-    longest=427,
+STRONG_DINO = replace(
+    DINO, embed_dim=48, heads=(2, 4, 4, 8), encoder_layers=2, feedforward=512, queries=60, shorter=320, longest=427
 )
 STEPS = {"clip": 300, "sam": 800, "grounding_dino": 600}
 TRAINING: dict[str, dict[str, Any]] = {
@@ -87,7 +79,7 @@ TRAINING: dict[str, dict[str, Any]] = {
 }
 STRONG: dict[str, dict[str, Any]] = {
     "sam": {"batch_size": 16, "learning_rate": 8e-4},
-    "grounding_dino": {"batch_size": 24, "learning_rate": 5e-4, "crop": [320, 480]},
+    "grounding_dino": {"batch_size": 24, "learning_rate": 5e-4},
 }
 
 

@@ -36,9 +36,7 @@ def window(box: np.ndarray, height: int, width: int) -> tuple[slice, slice]:
 
 def outlined(pixels: Pixels, counts: str, colour: str) -> None:
     """Draw the outline of a mask into a photo."""
-    inside = np.pad(masks.decode(counts, *pixels.shape[:2]), 1)
-    core = inside[:-2, 1:-1] & inside[2:, 1:-1] & inside[1:-1, :-2] & inside[1:-1, 2:]
-    pixels[inside[1:-1, 1:-1] & ~core] = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
+    pixels[masks.rim(masks.decode(counts, *pixels.shape[:2]))] = [int(colour[k : k + 2], 16) for k in (1, 3, 5)]
 
 
 def shot(row: Row, pixels: Pixels, drawn: list[Row]) -> tuple[Pixels, Overlay | None]:

@@ -182,6 +182,13 @@ def from_polygons(polygons: Sequence[Sequence[float]], height: int, width: int) 
     return coco.merge(rles)["counts"].decode("ascii")
 
 
+def rim(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """The pixels of an (h, w) mask that have one beside them that is not of it."""
+    around = np.pad(inside, 1)
+    core = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
+    return np.asarray(inside & ~core, bool)
+
+
 def outlines(counts: str, height: int, width: int) -> tuple[list[list[float]], list[list[float]]]:
     """The borders of a mask as flat x, y lists along the edges of its pixels: of its parts, and of its holes.
 

@@ -117,7 +117,7 @@ def _tinted(item: Item, part: Window, longest: int) -> bytes:
     inside = _seen(item, item.label["mask"], part, longest)
     colours: NDArray[Any] = np.where(inside[..., None], np.array(_TINT, np.uint8), np.zeros(4, np.uint8))
     if item.other_mask is not None:
-        colours[_rim(_seen(item, item.other_mask, part, longest))] = _RIM
+        colours[masks.rim(_seen(item, item.other_mask, part, longest))] = _RIM
     stream = io.BytesIO()
     Image.fromarray(colours.astype(np.uint8)).save(stream, "PNG", compress_level=3)
     return stream.getvalue()
@@ -130,10 +130,3 @@ def _seen(item: Item, counts: str, part: Window, longest: int) -> NDArray[np.boo
     image = Image.fromarray(whole[y : y + height, x : x + width].astype(np.uint8))
     image.thumbnail((longest, longest), Image.Resampling.NEAREST)
     return np.asarray(image) > 0
-
-
-def _rim(inside: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """The pixels of a mask that have one beside them that is not of it."""
-    around = np.pad(inside, 1)
-    core = around[:-2, 1:-1] & around[2:, 1:-1] & around[1:-1, :-2] & around[1:-1, 2:]
-    return inside & ~core

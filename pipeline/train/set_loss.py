@@ -122,13 +122,12 @@ def _excused(boxes: Any, objects: Objects, image: Any, query: Any) -> Any:
     """(b, queries) which unmatched boxes lie for the most part in a region to be ignored."""
     import torch
 
-    free = torch.zeros(boxes.shape[:2], dtype=torch.bool, device=boxes.device)
-    if len(objects.ignore):
-        answers = boxes.detach()[objects.ignore_image]
-        mine, other = corners(answers), corners(objects.ignore)[:, None]
-        side = (torch.minimum(mine[..., 2:], other[..., 2:]) - torch.maximum(mine[..., :2], other[..., :2])).clamp(0)
-        own = (answers[..., 2] * answers[..., 3]).clamp(min=1e-9)
-        inside = (side[..., 0] * side[..., 1] / own > 0.5).int()
-        free = torch.zeros_like(free, dtype=torch.int32).index_add(0, objects.ignore_image, inside) > 0
-        free[image, query] = False
+    answers = boxes.detach()[objects.ignore_image]
+    mine, other = corners(answers), corners(objects.ignore)[:, None]
+    side = (torch.minimum(mine[..., 2:], other[..., 2:]) - torch.maximum(mine[..., :2], other[..., :2])).clamp(0)
+    own = (answers[..., 2] * answers[..., 3]).clamp(min=1e-9)
+    inside = (side[..., 0] * side[..., 1] / own > 0.5).int()
+    regions = torch.zeros(boxes.shape[:2], dtype=torch.int32, device=boxes.device)
+    free = regions.index_add(0, objects.ignore_image, inside) > 0
+    free[image, query] = False
     return free
