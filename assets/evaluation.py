@@ -178,31 +178,6 @@ def build(project: Project) -> Stage:
         return tables | {"slice_history": slices.history(table, before, datetime.now(UTC))}
 
     @stage.table(
-        "failures",
-        inputs=(*SAID, *FACTS, "models", "evaluation", "embeddings"),
-        code="2",
-        config=lambda p: p.config.trust.iou,
-        condition=follows(),
-    )
-    def failures_(work: Work) -> pa.Table:
-        """Every miss and false alarm on held-out images: what it costs, and what may have caused it."""
-        models, splits = everything_said(work)
-        images = work.read("images")
-        ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
-        return failures.find(
-            models,
-            work.read("ground_truth"),
-            images,
-            work.read("quality"),
-            splits,
-            work.read("evaluation"),
-            ids,
-            vectors,
-            work.config,
-            producers_of(work),
-        )
-
-    @stage.table(
         "label_errors",
         inputs=(*SAID, "masks", "images", "ground_truth", "splits", "models"),
         code="2",
@@ -225,6 +200,32 @@ def build(project: Project) -> Stage:
             work.project.ontology.names,
             work.config.task,
             work.config.trust.iou,
+        )
+
+    @stage.table(
+        "failures",
+        inputs=(*SAID, *FACTS, "models", "evaluation", "label_errors", "embeddings"),
+        code="3",
+        config=lambda p: p.config.trust.iou,
+        condition=follows(),
+    )
+    def failures_(work: Work) -> pa.Table:
+        """Every miss and false alarm on held-out images: what it costs, and what may have caused it."""
+        models, splits = everything_said(work)
+        images = work.read("images")
+        ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
+        return failures.find(
+            models,
+            work.read("ground_truth"),
+            images,
+            work.read("quality"),
+            splits,
+            work.read("evaluation"),
+            work.read("label_errors"),
+            ids,
+            vectors,
+            work.config,
+            producers_of(work),
         )
 
     verification.describe_slices(stage)

@@ -22,6 +22,7 @@ SMALL = 32.0**2  # COCO's small: square pixels
 CROWDED = 0.1  # overlap with another object from which on a place is crowded
 UNLIKE = 0.95  # quantile of distances among training images beyond which an image is unlike them
 NEAREST = 5  # training images that are named
+ABOUT_BOXES = ("overlooked", "badly_located", "swapped")  # label errors
 _EDGE = 1.0  # pixels
 _SAMPLE = 2000  # training images whose distances among each other are measured
 _ROWS, _COLUMNS = 512, 32_768  # of a block of similarities
@@ -39,6 +40,7 @@ def find(
     quality: pa.Table,
     splits: pa.Table,
     evaluation: pa.Table,
+    label_errors: pa.Table,
     ids: Sequence[str],
     vectors: NDArray[np.floating],
     config: ProjectConfig,
@@ -50,6 +52,8 @@ def find(
         models: annotations; `producer` is the model.
         evaluation: that table; its metric 'threshold' is where detectors are judged. A class
             without one has no detections, so all its objects are missed.
+        label_errors: that table. A failure has the cause `label_error` where it would be none were the label as is
+            suggested there: a wrong answer that says just that, or a missed object whose box or class is doubted.
         ids, vectors: n image ids and (n, d) unit vectors, those of training images included.
         producers: models that are judged even if they said nothing.
 
@@ -64,6 +68,8 @@ def find(
     held = {split: _held_out(splits, split) for split in ("val", "test")}
     everything = sorted({*held["val"], *held["test"]})
     facts = _facts(images, quality, splits, ids, vectors, everything)
+    order = [("suspicion", "descending"), ("model", "ascending"), ("annotation_id", "ascending")]
+    doubts = schema.where_in(label_errors, "image_id", everything).sort_by(order)  # the first of several counts
     parts = [schema.table("failures").empty()]
     for model in sorted({*models.column("producer").unique().to_pylist(), *producers}):
         mine = models.filter(pc.equal(models.column("producer"), model))
@@ -72,9 +78,9 @@ def find(
                 continue
             said, truth = (schema.where_in(t, "image_id", names) for t in (mine, ground_truth))
             if config.task == "classification":
-                parts.append(_wrong_classes(model, said, truth, facts))
+                parts.append(_wrong_classes(model, said, truth, facts, doubts))
             else:
-                parts += _wrong_boxes(model, _accepted(said, evaluation, model), truth, facts, config)
+                parts += _wrong_boxes(model, _accepted(said, evaluation, model), truth, facts, doubts, config)
     return pa.concat_tables(parts)
 
 
@@ -97,7 +103,9 @@ def _accepted(said: pa.Table, evaluation: pa.Table, model: str) -> pa.Table:
 # -- boxes ------------------------------------------------------------------------------------------
 
 
-def _wrong_boxes(model: str, seen: pa.Table, truth: pa.Table, facts: pa.Table, config: ProjectConfig) -> list[pa.Table]:
+def _wrong_boxes(
+    model: str, seen: pa.Table, truth: pa.Table, facts: pa.Table, doubts: pa.Table, config: ProjectConfig
+) -> list[pa.Table]:
     classes = config.ontology.names
     seen, truth = (_boxed(t, classes) for t in (seen, truth))
     names = facts.column("image_id").to_pylist()
@@ -117,6 +125,10 @@ def _wrong_boxes(model: str, seen: pa.Table, truth: pa.Table, facts: pa.Table, c
     nearest = np.zeros(len(kind_t))
     alike = (kind_s[near[0]] == kind_t[near[1]]) & ~ignore[near[1]]
     np.maximum.at(nearest, near[1][alike], near[2][alike])
+    doubts = schema.where_in(schema.where_in(doubts, "suggested", classes), "error", ABOUT_BOXES)
+    suggested = _codes(doubts, "image_id", names) * len(classes) + _codes(doubts, "suggested", classes)
+    at = _first_there(image_s * len(classes) + kind_s, boxes_s, suggested, schema.box_array(doubts), config.trust.iou)
+    labels = doubts["annotation_id"].to_pylist()
     names_of = np.array([*classes, None], object)
     kinds = np.array(tide.KINDS, object)
     false_alarms: Columns = {
@@ -126,6 +138,7 @@ def _wrong_boxes(model: str, seen: pa.Table, truth: pa.Table, facts: pa.Table, c
         "cost": cost_s[wrong],
         "confused_with": names_of[taken_for[0][wrong]],
         "neighbours": _neighbours(image_s, boxes_s, *objects)[wrong],
+        **_doubted(doubts, at[wrong]),
     }
     misses: Columns = {
         "error": np.full(len(missed), "missed", object),
@@ -134,6 +147,7 @@ def _wrong_boxes(model: str, seen: pa.Table, truth: pa.Table, facts: pa.Table, c
         "cost": cost_t[missed],
         "confused_with": names_of[taken_for[1][missed]],
         "neighbours": _neighbours(image_t, boxes_t, *objects)[missed],
+        **_doubted(doubts, _codes(truth, "annotation_id", labels)[missed]),
     }
     return [
         _box_rows(model, seen.take(pa.array(wrong)), image_s[wrong], false_alarms, facts),
@@ -160,6 +174,21 @@ def _named(
     return of_seen, of_truth
 
 
+def _first_there(group: Ints, boxes: Floats, others: Ints, their_boxes: Floats, iou: float) -> Ints:
+    """(n,) first of other boxes in the same group that overlaps each by `iou`, -1 for none."""
+    i, j, _ = pairs(group, boxes, others, their_boxes, iou)
+    none = len(others)
+    first = np.full(len(group), none, np.int64)
+    np.minimum.at(first, i, j)
+    return np.where(first < none, first, -1)
+
+
+def _doubted(doubts: pa.Table, at: Ints) -> Columns:
+    """How strong the doubts at (n,) rows are, and whose; null where there is none, -1."""
+    rows = doubts.select(["suspicion", "model"]).take(pa.array(at, mask=at < 0))
+    return {"suspicion": rows["suspicion"].to_pylist(), "doubted_by": rows["model"].to_pylist()}
+
+
 def _neighbours(image: Ints, boxes: Floats, others: Ints, their_boxes: Floats) -> Ints:
     """(n,) how many objects besides the one in question overlap each box."""
     i, _, _ = pairs(image, boxes, others, their_boxes, CROWDED)
@@ -178,14 +207,18 @@ def _box_rows(model: str, rows: pa.Table, image: Ints, columns: Columns, facts: 
         "small": size < SMALL,
         "crowded": columns["neighbours"] > 0,
         "truncated": edge | np.asarray(rows.column("truncated").to_numpy(zero_copy_only=False), bool),
-        "confused": np.array([name is not None for name in columns["confused_with"]], bool),
     }
     return _table(model, rows, {**columns, "area": size}, evidence, about)
 
 
 def _table(model: str, rows: pa.Table, columns: Columns, evidence: Mapping[str, Flags], about: pa.Table) -> pa.Table:
     """Rows of `failures`: annotations, what is said of each, and the facts `about` its image."""
-    flags = {**evidence, **{name: _flags(about, name) for name in ("dark", "blurry", "unlike_training")}}
+    flags = {
+        **evidence,
+        "confused": np.array([name is not None for name in columns["confused_with"]], bool),
+        "label_error": np.array([name is not None for name in columns["doubted_by"]], bool),
+        **{name: _flags(about, name) for name in ("dark", "blurry", "unlike_training")},
+    }
     given = {k: pa.array(v, from_pandas=True) for k, v in columns.items() if v is not None}
     kept = ("image_id", "batch", "annotation_id", "class_name", *schema.CORNERS)
     facts = ("brightness", "sharpness", "distance", "nearest")
@@ -215,7 +248,7 @@ def _lists(flags: Mapping[str, Flags]) -> pa.Array:
 # -- classes ----------------------------------------------------------------------------------------
 
 
-def _wrong_classes(model: str, said: pa.Table, truth: pa.Table, facts: pa.Table) -> pa.Table:
+def _wrong_classes(model: str, said: pa.Table, truth: pa.Table, facts: pa.Table, doubts: pa.Table) -> pa.Table:
     best: dict[str, dict[str, Any]] = {}
     for row in said.sort_by([("score", "descending"), ("annotation_id", "ascending")]).to_pylist():
         best.setdefault(row["image_id"], row)
@@ -227,11 +260,17 @@ def _wrong_classes(model: str, said: pa.Table, truth: pa.Table, facts: pa.Table)
     ]
     rows = [{**person, "annotation_id": (answer or person)["annotation_id"]} for person, answer in wrong]
     table = pa.Table.from_pylist(rows, schema=truth.schema)
+    labels, suggested = (doubts[c].to_pylist() for c in ("annotation_id", "suggested"))
+    first = {pair: k for k, pair in reversed([*enumerate(zip(labels, suggested, strict=True))])}
+    doubted = [
+        first.get((person["annotation_id"], answer["class_name"]), -1) if answer else -1 for person, answer in wrong
+    ]
     columns: Columns = {
         "error": np.array(["classification" if answer else "missed" for _, answer in wrong], object),
         "score": np.array([answer["score"] if answer else np.nan for _, answer in wrong], np.float64),
         "confused_with": np.array([answer["class_name"] if answer else None for _, answer in wrong], object),
         "cost": np.full(len(wrong), 1 / max(1, len(actual))),
+        **_doubted(doubts, np.array(doubted, np.int64)),
     }
     places = _codes(table, "image_id", facts.column("image_id").to_pylist())
     return _table(model, table, columns, {}, facts.take(pa.array(places)))

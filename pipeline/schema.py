@@ -922,8 +922,12 @@ TABLES: dict[str, Table] = {
                 Column("y1", FLOAT, "box", True),
                 Column("x2", FLOAT, "box", True),
                 Column("y2", FLOAT, "box", True),
-                Column("causes", STRINGS, "small, crowded, truncated, confused, dark, blurry, unlike_training"),
+                Column(
+                    "causes", STRINGS, "small, crowded, truncated, confused, label_error, dark, blurry, unlike_training"
+                ),
                 Column("confused_with", STRING, "class of the object it is, or that it was taken for", True),
+                Column("suspicion", DOUBLE, "that people's label is wrong instead, as in label_errors", True),
+                Column("doubted_by", STRING, "model that doubts it; it may be the one that failed", True),
                 Column("area", FLOAT, "of the box, square pixels", True),
                 Column("neighbours", LONG, "other objects that overlap the place", True),
                 Column("brightness", FLOAT, "of the image, as in quality", True),

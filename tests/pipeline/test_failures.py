@@ -26,6 +26,11 @@ def evaluation(threshold: float | None, classes: list[str], model: str = "m@1#0"
     return schema.table("evaluation").from_rows(rows)
 
 
+def label_errors(rows: list[dict]) -> pa.Table:
+    dull = {"model": "doubter@1#0", "batch": "b", "suspicion": 0.6, "score": 0.9}
+    return schema.table("label_errors").from_rows([dull | r for r in rows])
+
+
 def find(
     tables,
     seen: pa.Table,
@@ -34,6 +39,7 @@ def find(
     classes: list[str],
     threshold: float | None = 0.5,
     task: str = "detection",
+    doubts: list[dict] | None = None,
 ) -> list[dict]:
     return failures.find(
         seen,
@@ -42,6 +48,7 @@ def find(
         tables.quality(ids, [0.5] * len(ids)),
         tables.splits(ids),
         evaluation(threshold, classes),
+        label_errors(doubts or []),
         [],
         np.zeros((0, 4)),
         tables.config(classes, task=task),
@@ -104,6 +111,7 @@ def test_evidence(tables) -> None:
         tables.quality(ids, [0.1] * 22, [["dark", "blurry"]] + [[]] * 21),
         pa.concat_tables([tables.splits(ids[:2]), tables.splits(ids[2:], "train")]),
         evaluation(0.5, ["cat"]),
+        label_errors([]),
         ids,
         vectors,
         tables.config(["cat"]),
@@ -119,6 +127,48 @@ def test_evidence(tables) -> None:
     similarity = vectors[2:] @ vectors[0]
     assert rows[0]["nearest"] == [ids[2 + k] for k in np.argsort(-similarity)[:5]]
     assert rows[0]["distance"] == pytest.approx(1 - similarity.max(), abs=1e-6)
+
+
+def box(corners: tuple[float, ...]) -> dict[str, float]:
+    return dict(zip(schema.CORNERS, corners, strict=True))
+
+
+def test_a_failure_that_is_none_if_the_label_is_wrong_says_so(tables) -> None:
+    truth = tables.truth(
+        [("x", "cat", (10, 10, 30, 30)), ("x", "dog", (50, 50, 70, 70)), ("x", "cat", (80, 80, 90, 90))]
+    )
+    moved, renamed, _ = truth["annotation_id"].to_pylist()
+    places = {
+        "beside": (20, 10, 40, 30),
+        "renamed": (50, 50, 70, 70),
+        "new": (10, 60, 30, 80),
+        "alone": (60, 5, 80, 25),
+    }
+    seen = tables.boxes([("x", "cat", b, 0.9) for b in places.values()])
+
+    def doubt(label: str, error: str, corners: tuple[float, ...], **more: object) -> dict:
+        named = {"class_name": "cat", "suggested": "cat", "image_id": "x", "annotation_id": label, "error": error}
+        return named | box(corners) | more
+
+    doubts = [
+        doubt(moved, "badly_located", (21, 10, 41, 30)),
+        doubt(renamed, "swapped", places["renamed"], class_name="dog"),
+        doubt("o1", "overlooked", (10, 61, 30, 81)),
+        doubt("o2", "overlooked", places["new"], suspicion=0.8, model="surer@1#0"),
+        # None of these is what `alone` says.
+        doubt("o3", "overlooked", places["alone"], suggested="dog"),
+        doubt("o4", "overlooked", places["alone"], image_id="y"),
+        doubt("o5", "badly_outlined", places["alone"]),
+        doubt("o6", "overlooked", (71, 5, 91, 25)),
+    ]
+    rows = find(tables, seen, truth, ["x", "y"], ["cat", "dog"], doubts=doubts)
+    by_place = {tuple(r[c] for c in schema.CORNERS): r for r in rows if r["error"] != "missed"}
+    excused = {name for name, b in places.items() if "label_error" in by_place[b]["causes"]}
+    assert excused == {"beside", "renamed", "new"}
+    assert by_place[places["new"]]["suspicion"] == 0.8 and by_place[places["new"]]["doubted_by"] == "surer@1#0"
+    assert by_place[places["alone"]]["suspicion"] is by_place[places["alone"]]["doubted_by"] is None
+    missed = {r["annotation_id"] for r in rows if r["error"] == "missed" and "label_error" in r["causes"]}
+    assert missed == {moved, renamed}
 
 
 def test_without_a_threshold_everything_is_missed(tables) -> None:
@@ -138,6 +188,26 @@ def test_wrong_classes(tables) -> None:
     assert rows[0]["score"] == pytest.approx(0.6) and rows[0]["x1"] is None
     assert rows[0]["confused_with"] == "dog" and rows[1]["confused_with"] is None
     assert [r["cost"] for r in rows] == pytest.approx([1 / 3, 1 / 3])
+    assert [r["causes"] for r in rows] == [["confused"], []]
+
+
+def test_a_wrong_class_that_is_suggested_instead_of_the_label_says_so(tables) -> None:
+    truth = tables.truth([(i, "cat", None) for i in "xyz"])
+    seen = tables.boxes([("x", "dog", None, 0.9), ("y", "dog", None, 0.9)])
+    about = {"class_name": "cat", "error": "class"}
+    doubts = [
+        about | {"image_id": i, "annotation_id": label, "suggested": s, "suspicion": p}
+        for (i, label), s, p in zip(
+            zip("xyzx", truth["annotation_id"].to_pylist() * 2, strict=False),
+            ("dog", "cow", "dog", "dog"),
+            (0.6, 0.7, 0.8, 0.9),
+            strict=True,
+        )
+    ]
+    doubts[3]["model"] = "surer@1#0"
+    rows = find(tables, seen, truth, ["x", "y", "z"], ["cat", "dog", "cow"], task="classification", doubts=doubts)
+    assert [(r["image_id"], "label_error" in r["causes"]) for r in rows] == [("x", True), ("y", False), ("z", False)]
+    assert (rows[0]["suspicion"], rows[0]["doubted_by"]) == (0.9, "surer@1#0")
 
 
 def test_most_similar_is_brute_force_in_blocks(monkeypatch) -> None:
