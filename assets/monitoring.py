@@ -1,6 +1,7 @@
 """Monitoring: drift of every batch, the bill, the DuckDB file of views, and the report."""
 
 from collections.abc import Mapping
+from datetime import UTC, datetime
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -85,8 +86,10 @@ def build(project: Project) -> Stage:
         condition=follows(),
     )
     def alarms(work: Work) -> pa.Table:
-        """The batches in order: alarms whose chance of ever being false is bounded over many batches."""
-        return drift.alarms(work.read("drift"), work.config.drift)
+        """The first look at each batch: alarms whose chance of ever being false is bounded over many batches."""
+        # Another run may be adding its looks, too.
+        work.over["alarms"] = work.store.version("alarms")
+        return drift.alarms(work.read("drift"), work.read_all("alarms"), work.config.drift, datetime.now(UTC))
 
     @stage.table(
         "costs",

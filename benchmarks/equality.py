@@ -36,6 +36,7 @@ TIMED = {
     "models": {"path", "seconds"},
     "deployment": {"path", "milliseconds_torch", "milliseconds_onnx"},
     "slice_history": {"at"},
+    "alarms": {"at"},
 }
 RECKONED = {"costs", "verdict", "report", "warehouse"}
 WAYS = {"inline": 0, "local": 0, "ray, one node": 1, "ray, three nodes": 3, "one of them lost": 3}  # and Ray nodes

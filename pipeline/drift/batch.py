@@ -64,6 +64,8 @@ class Tests:
                 "images": int(self.sides.in_batch.sum()),
                 "reference_images": int((~self.sides.in_batch).sum()),
                 "note": note,
+                "contents": self.sides.contents,
+                "reference": self.sides.reference,
             }
             | more
         )

@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
-from pipeline.ids import fingerprint
+from pipeline.ids import fingerprint, joined
 
 MIN_LOCATIONS = 20
 MAX_IMAGES = 1500  # of the batch and of the reference each; more are sampled, by hash
@@ -25,11 +25,14 @@ class Sides:
     """The images under test: the batch's first, then the reference's.
 
     Attributes:
+        contents, reference: hashes of the batch's image_ids, and of the reference's.
         ids: n image_ids. in_batch: (n,). location: (n,) numbers. window: (n, 4) x, y, width, height.
         photo: (n,) numbers.
     """
 
     batch: str
+    contents: str
+    reference: str
     ids: list[str]
     in_batch: Flags
     location: Ints
@@ -40,13 +43,16 @@ class Sides:
     def of(cls, batch: str, images: pa.Table, reference: Collection[str], most: int | None = MAX_IMAGES) -> Sides:
         """Both sides, or of each the `most` images with the smallest hashes."""
         own = set(images.filter(images.column("batch").to_numpy(zero_copy_only=False) == batch)["image_id"].to_pylist())
-        chosen = _sample(own, most) + _sample(set(reference) - own, most)
+        others = set(reference) - own
+        chosen = _sample(own, most) + _sample(others, most)
         at = {image: i for i, image in reversed(list(enumerate(images.column("image_id").to_pylist())))}
         chosen = [image for image in chosen if image in at]
         rows = images.take(pa.array([at[i] for i in chosen], pa.int64()))
         window = [rows.column(c).to_numpy().astype(np.int64) for c in ("tile_x", "tile_y", "width", "height")]
         return cls(
             batch,
+            joined(own),
+            joined(others),
             chosen,
             np.array([i in own for i in chosen], bool),
             numbered(rows.column("location").to_pylist()),

@@ -28,7 +28,7 @@ def drift(tables: Tables, gallery: Gallery) -> Section:
     cells = {(r["batch"], r["test"], r["subject"]): r for r in found}
     batches = sorted({r["batch"] for r in found})
     mmd = rows.filter(pc.equal(rows.column("test"), "embedding_mmd"))
-    alarms = {r["batch"]: r for r in tables.read("alarms").to_pylist()}
+    alarms = {r["batch"] for r in tables.read("alarms").to_pylist() if r["alarm"]}
     drifted = [b for b in batches if any(r["drifted"] for r in found if r["batch"] == b)]
     return {
         "tests": [{"test": t, "subject": s} for t, s in tests],
@@ -38,7 +38,7 @@ def drift(tables: Tables, gallery: Gallery) -> Section:
                 "name": b,
                 "cells": [cells.get((b, t, s)) for t, s in tests],
                 "drifted": b in drifted,
-                "alarm": alarms[b]["alarm"] if b in alarms else None,
+                "alarm": b in alarms,
             }
             for b in batches
         ],
