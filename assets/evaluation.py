@@ -21,7 +21,7 @@ from assets.tables import Check, Finding, Stage, Work
 from assets.training import embeddings_of
 from pipeline import failures, label_errors, plots, predict, schema, slices, trust
 from pipeline.config import Project
-from pipeline.evaluate import compare, evaluate, gather, image_errors, mask_agreement, mask_precision
+from pipeline.evaluate import class_shares, compare, evaluate, gather, image_errors, mask_agreement, mask_precision
 from pipeline.models import profiles
 
 SAID = ("detections", "tags", "predictions")
@@ -35,7 +35,7 @@ def build(project: Project) -> Stage:
     @stage.table(
         "predictions",
         inputs=("images", "models", "embeddings"),
-        code="2",
+        code="3",
         checks=(
             Check("scores_in_range", scores_in_range, blocking=True),
             Check("classes_known", classes_known, blocking=True),
@@ -110,7 +110,7 @@ def build(project: Project) -> Stage:
         "confusion",
         "curves",
         inputs=(*SAID, *FACTS, "masks", "models", "trust", "model_trust", "declared_slices"),
-        code="4",
+        code="5",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.trust.iou],
         condition=follows(),
     )
@@ -119,7 +119,8 @@ def build(project: Project) -> Stage:
         models, _ = everything_said(work)
         graded = pa.concat_tables([work.read("trust"), work.read("model_trust")])
         truth, splits, slices_ = work.read("ground_truth"), work.read("splits"), work.read("declared_slices")
-        tables = evaluate(models, truth, splits, slices_, work.config, graded, producers_of(work))
+        given = class_shares(*(work.read(name) for name in SAID))
+        tables = evaluate(models, truth, splits, slices_, work.config, graded, producers_of(work), given)
         masks = mask_agreement(work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
         drawn = mask_precision(models, work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
         tables["evaluation"] = pa.concat_tables([tables["evaluation"], masks, drawn])

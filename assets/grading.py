@@ -68,7 +68,7 @@ def against_gold(work: Work, gold: list[str], labelled: list[str]) -> pa.Table:
     patch = None if work.config.drift.unit == "patch" and work.config.curation.patches > 1 else 0
     wanted = images.column("image_id").unique().to_pylist()
     ids, vectors = work.vectors.fetch(wanted, encoder_of(work.project), patch)
-    said = trust.best_tags(rows("tags")) if work.config.task == "classification" else rows("detections")
+    said = schema.best_classes(rows("tags")) if work.config.task == "classification" else rows("detections")
     return drift.test_batch(
         work.batch or "",
         exchangeability.sides(images, gold, labelled),

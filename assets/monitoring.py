@@ -60,8 +60,8 @@ def build(project: Project) -> Stage:
         encoder = encoder_of(work.project)
         patch = None if work.config.drift.unit == "patch" and work.config.curation.patches > 1 else 0
         ids, vectors = work.vectors.fetch(wanted, encoder, patch)
-        said = [work.read(n).select(ANNOTATED) for n in ("detections", "predictions")]
-        said += [others(work, n, compared).select(ANNOTATED) for n in ("detections", "predictions")]
+        said = [work.read(n) for n in ("detections", "predictions")]
+        said += [others(work, n, compared) for n in ("detections", "predictions")]
         quality = pa.concat_tables([work.read("quality"), others(work, "quality", compared)])
         tables = drift.examine(
             work.batch or "",
@@ -72,7 +72,7 @@ def build(project: Project) -> Stage:
             encoder=encoder,
             ids=ids,
             vectors=vectors,
-            predictions=pa.concat_tables(said),
+            predictions=pa.concat_tables([schema.best_classes(t).select(ANNOTATED) for t in said]),
             slices=slices_of(work, images, quality),
         )
         show_drift(work, tables, images)

@@ -25,7 +25,7 @@ from pipeline import schema, trust
 from pipeline.config import Project, find_project
 from pipeline.ids import producer_name
 from pipeline.store import Store
-from pipeline.trust.judge import Answers, best_tags, judge
+from pipeline.trust.judge import Answers, judge
 
 
 @dataclass
@@ -57,7 +57,7 @@ class Material:
         others = labelled.filter(pc.invert(seen)).column("image_id").to_pylist()
         labeller = "tags" if project.config.task == "classification" else "detections"
         said = store.read_or_empty("predictions" if trained else labeller)
-        said = best_tags(schema.where_in(said, "image_id", labelled.column("image_id").to_pylist()))
+        said = schema.best_classes(schema.where_in(said, "image_id", labelled.column("image_id").to_pylist()))
         ids, places = (labelled.filter(seen).column(c).to_pylist() for c in ("image_id", "location"))
         return cls(project, said, store.read("ground_truth"), ids, places, others)
 

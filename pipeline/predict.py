@@ -28,6 +28,7 @@ FOLDER = "models"  # of the store's files: checkpoints
 FLOOR = 0.05  # low, so that precision-recall curves have a right end
 NMS_IOU = 0.5
 LIMIT = 300
+MOST_CLASSES = 5  # of an image that are kept, most probable first
 
 
 def labelling(models: pa.Table) -> pa.Table:
@@ -49,7 +50,7 @@ def worker_options(model: dict[str, Any], max_pixels: int = 200_000_000, store: 
 
 
 class TunedClipWorker:
-    """A fine-tuned CLIP: of each image the most probable class by its words. Unreadable images are left out.
+    """A fine-tuned CLIP: of each image the most probable classes by its words. Unreadable images are left out.
 
     Args:
         as `PredictWorker`. details: the `config` of its row of `models`.
@@ -213,7 +214,7 @@ def prediction_rows(model: str, images: pa.Table, found: Sequence[Detections]) -
 
 
 def predict_classes(model: str, path: Path, sha256: str, images: pa.Table, embeddings: Embeddings) -> pa.Table:
-    """A linear probe over stored vectors: one image-level prediction an image, without reading pixels.
+    """A linear probe over stored vectors: the most probable classes of each image, without reading pixels.
 
     Images that have no vector get no prediction.
 
@@ -233,16 +234,23 @@ def predict_classes(model: str, path: Path, sha256: str, images: pa.Table, embed
 
 
 def class_rows(model: str, classes: Sequence[str], images: pa.Table, shares: NDArray[np.floating]) -> pa.Table:
-    """The most probable class of each row of `images` as rows of `predictions`; `shares` is (n, classes)."""
-    best = shares.argmax(axis=1) if len(shares) else np.zeros(0, np.int64)
+    """The most probable classes of each row of `images` as rows of `predictions`, by rank.
+
+    Args:
+        shares: (n, classes); of equal ones the first ranks higher.
+    """
+    most = min(MOST_CLASSES, len(classes))
+    order = np.argsort(-shares, axis=1, kind="stable")[:, :most]
+    kept = images.take(pa.array(np.repeat(np.arange(len(order)), most)))
     return schema.annotations(
         "predictions",
-        image_ids=images["image_id"].to_pylist(),
-        batch=images["batch"].to_pylist(),
+        image_ids=kept["image_id"].to_pylist(),
+        batch=kept["batch"].to_pylist(),
         producer=model,
-        classes=[classes[i] for i in best],
+        classes=np.asarray(classes, object)[order.ravel()].tolist(),
         boxes=None,
-        scores=shares[np.arange(len(best)), best],
+        scores=np.take_along_axis(shares, order, axis=1).ravel(),
+        rank=np.tile(np.arange(1, most + 1, dtype=np.int32), len(order)),
     )
 
 

@@ -745,7 +745,13 @@ TABLES: dict[str, Table] = {
             CURVE,
             ("model", "split", "class_name", "curve", "x", "y"),
         ),
-        Table("predictions", "what trained models say", ANNOTATION, ("annotation_id",), True),
+        Table(
+            "predictions",
+            "what trained models say: boxes, or the most probable classes of whole images",
+            (*ANNOTATION, Column("rank", INT, "1 is the best class of its image; null for boxes", True)),
+            ("annotation_id",),
+            True,
+        ),
         Table(
             "model_trust",
             "how far each trained model can be trusted, measured on val, which it never saw",
@@ -1248,6 +1254,16 @@ def annotations(
     return table(name).from_columns(
         {k: pa.array(v, typed[k]) if not isinstance(v, pa.ChunkedArray) else v for k, v in columns.items()}
     )
+
+
+def best_classes(rows: pa.Table) -> pa.Table:
+    """Annotation rows; of the ranked classes of an image only the best, and of tags the probability as score."""
+    if "rank" not in rows.column_names:
+        return rows
+    best = rows.filter(pc.equal(pc.fill_null(rows["rank"], 1), 1))
+    if "probability" not in rows.column_names:
+        return best
+    return best.set_column(best.column_names.index("score"), "score", best["probability"])
 
 
 def box_array(rows: pa.Table) -> Any:

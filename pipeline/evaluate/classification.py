@@ -21,6 +21,8 @@ from pipeline.evaluate.rows import (
 from pipeline.intervals import wilson
 
 BINS = 15
+TOP = 5  # classes that are looked at in accuracy_top5; one less than there are in projects with fewer
+_ROUNDING = 1e-6  # of the sum of shares that are stored as float32
 
 
 @dataclass(frozen=True)
@@ -62,17 +64,31 @@ def read_answers(rows: pa.Table, actual: NDArray[np.int64], image_ids: Sequence[
     return Answers(classes, actual, predicted, confidence)
 
 
+def share_table(rows: pa.Table, image_ids: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
+    """(images, classes) shares of one model, NaN where it gave none; `rows` as of `class_shares`."""
+    image, kind = codes(rows.column("image_id"), image_ids), codes(rows.column("class_name"), classes)
+    known = (image >= 0) & (kind >= 0)
+    table = np.full((len(image_ids), len(classes)), np.nan)
+    np.fmax.at(table, (image[known], kind[known]), rows.column("share").to_numpy().astype(np.float64)[known])
+    return table
+
+
 def add_classification(
     metrics: Metrics,
     where: Mapping[str, str],
     answers: Answers,
+    shares: NDArray[np.float64],
     slices: Mapping[str, NDArray[np.int64]],
 ) -> None:
     """All metrics of one model on one split, by slice and class.
 
-    Shares (accuracy, precision, recall) have Wilson intervals, which also hold near 0 and 1; the
-    others bootstrap intervals. `ece` (15 bins of equal width, Guo et al. 2017) and `brier` judge
-    the confidence in the named class, so they are defined for models that only name the best.
+    Parts of a whole (accuracy, accuracy_top…, precision, recall) have Wilson intervals, which also hold near
+    0 and 1; the others bootstrap intervals. `ece` (15 bins of equal width, Guo et al. 2017) and `brier` judge
+    the confidence in the named class, so they are defined for models that only name the best. With the shares
+    of more classes there are `accuracy_top5` and `brier_multiclass` (Brier 1950, 0 to 2).
+
+    Args:
+        shares: (n, classes), NaN where the model gave none.
     """
     for name, members in slices.items():
         place = {**where, "slice": name}
@@ -82,6 +98,7 @@ def add_classification(
         )
         recalls = [_add_class(metrics, place, part, kind, weights) for kind in range(len(part.classes))]
         _add_all(metrics, {**place, "class_name": ALL}, part, np.stack(recalls), weights)
+        _add_shares(metrics, {**place, "class_name": ALL}, part, shares[members], weights)
 
 
 def _add_all(
@@ -98,6 +115,31 @@ def _add_all(
     metrics.add(where, "balanced_accuracy", mean_of_defined(recalls, 0), images, images)
     metrics.add(where, "ece", _calibration_error(confidence, right, weights), images, images)
     metrics.add(where, "brier", divided(weights @ (confidence - right) ** 2, n), images, images)
+
+
+def _add_shares(
+    metrics: Metrics,
+    where: Mapping[str, str],
+    answers: Answers,
+    shares: NDArray[np.float64],
+    weights: NDArray[np.float64],
+) -> None:
+    """What needs more than the best class, where the model gave as much of every image that it spoke of."""
+    images, classes = shares.shape
+    said, known = answers.predicted >= 0, ~np.isnan(shares)
+    share = np.where(known, shares, 0)
+    whole = np.abs(share.sum(axis=1) - 1) < _ROUNDING  # so nothing is left for classes without a share
+    most = min(TOP, classes - 1)
+    if most > 1 and (whole | (known.sum(axis=1) >= most))[said].all():
+        best = np.argsort(-np.where(known, shares, -1), axis=1, kind="stable")[:, :most]
+        named = (best == answers.actual[:, None]) & np.take_along_axis(known, best, axis=1)
+        among = named.any(axis=1).astype(np.float64)
+        limits = wilson(float(among.sum()), images, metrics.level)
+        values = divided(weights @ among, weights.sum(axis=1))
+        metrics.add(where, f"accuracy_top{most}", values, images, images, limits)
+    if whole[said].all():
+        apart = ((share - np.eye(classes)[answers.actual]) ** 2).sum(axis=1)
+        metrics.add(where, "brier_multiclass", divided(weights @ apart, weights.sum(axis=1)), images, images)
 
 
 def _add_class(

@@ -19,16 +19,23 @@ from pipeline.intervals import bca, percentiles, resamples
 SPLITS = ("val", "test")
 ALL = "all"
 BACKGROUND = "background"
+SHARES = ["producer", "image_id", "class_name", "share"]
 _COLUMNS = [c.name for c in schema.ANNOTATION]
 
 
 def gather(detections: pa.Table, predictions: pa.Table, tags: pa.Table) -> pa.Table:
-    """What all models say, as annotations: a tag becomes its image's best class with its probability."""
-    best = tags.filter(pc.equal(tags.column("rank"), 1))
-    place = best.column_names.index("score")
-    best = best.set_column(place, "score", best.column("probability"))
+    """What all models say, as annotations: of an image's ranked classes the best, of tags with its probability."""
     spec = schema.table("detections")
-    return pa.concat_tables([spec.conform(t.select(_COLUMNS)) for t in (detections, predictions, best)])
+    said = (schema.best_classes(t) for t in (detections, predictions, tags))
+    return pa.concat_tables([spec.conform(t.select(_COLUMNS)) for t in said])
+
+
+def class_shares(*said: pa.Table) -> pa.Table:
+    """How probable models find classes of images, by annotation rows: (producer, image_id, class_name, share)."""
+    scores = ["probability" if "probability" in t.column_names else "score" for t in said]
+    return pa.concat_tables(
+        [t.select([*SHARES[:3], s]).rename_columns(SHARES) for t, s in zip(said, scores, strict=True)]
+    )
 
 
 def held_out(splits: pa.Table, split: str) -> list[str]:

@@ -14,7 +14,16 @@ from numpy.typing import NDArray
 from pipeline import schema
 from pipeline.config import ProjectConfig
 from pipeline.evaluate import classification, detection
-from pipeline.evaluate.rows import ALL, SPLITS, Metrics, Resampling, held_out, members_by_slice, producers_of
+from pipeline.evaluate.rows import (
+    ALL,
+    SPLITS,
+    Metrics,
+    Resampling,
+    class_shares,
+    held_out,
+    members_by_slice,
+    producers_of,
+)
 from pipeline.evaluate.scene import Objects, Scene
 
 
@@ -40,6 +49,7 @@ def evaluate(
     config: ProjectConfig,
     trust: pa.Table | None = None,
     producers: Iterable[str] = (),
+    shares: pa.Table | None = None,
 ) -> dict[str, pa.Table]:
     """Measure every model on the labelled images of val and test.
 
@@ -49,6 +59,7 @@ def evaluate(
         slices_of_images: rows of (slice, image_id).
         trust: that table; its thresholds stand in where val cannot choose one.
         producers: models to measure even if they said nothing at all.
+        shares: of classifiers, as of `class_shares`: how probable they find other classes than the best.
 
     Returns:
         The tables `evaluation`, `confusion` and `curves`. For detection, precision, recall, F1 and
@@ -58,8 +69,10 @@ def evaluate(
     """
     results = _Results(Metrics(Resampling.of(config.evaluation)), [], [])
     names = producers_of(models, producers)
-    run = _classification if config.task == "classification" else _detection
-    run(results, models, ground_truth, splits, slices_of_images, config, names, trust)
+    if config.task == "classification":
+        _classification(results, models, ground_truth, splits, slices_of_images, config, names, shares)
+    else:
+        _detection(results, models, ground_truth, splits, slices_of_images, config, names, trust)
     return results.tables()
 
 
@@ -152,12 +165,14 @@ def _classification(
     slices: pa.Table,
     config: ProjectConfig,
     names: list[str],
-    trust: pa.Table | None,
+    shares: pa.Table | None,
 ) -> None:
+    given = class_shares(models) if shares is None else shares
     for model, split, ids, said in answers(models, ground_truth, splits, config, names):
         where = {"model": model, "split": split}
         members = members_by_slice(slices, ids)
-        classification.add_classification(results.metrics, where, said, members)
+        mine = classification.share_table(given.filter(pc.equal(given["producer"], model)), ids, said.classes)
+        classification.add_classification(results.metrics, where, said, mine, members)
         results.confusion += classification.confusion_rows(said, where)
         results.curves += classification.curve_rows(said, where, config.evaluation.level)
 

@@ -56,11 +56,7 @@ def gradable(candidates: pa.Table, config: ProjectConfig, gold: pa.Table | None 
 
 def scored(candidates: pa.Table) -> pa.Table:
     """Annotation rows; for tags the best class of each image, with its probability as score."""
-    if "rank" in candidates.column_names:
-        candidates = candidates.filter(pc.equal(candidates.column("rank"), 1))
-        place = candidates.column_names.index("score")
-        candidates = candidates.set_column(place, "score", candidates.column("probability"))
-    return schema.table("detections").conform(candidates.select(COLUMNS))
+    return schema.table("detections").conform(schema.best_classes(candidates).select(COLUMNS))
 
 
 def places(values: pa.ChunkedArray) -> Ints:

@@ -12,14 +12,12 @@ from pipeline.trust.calibrate import calibrate
 from pipeline.trust.examination import Plan, plan
 from pipeline.trust.gold import Gold
 from pipeline.trust.grade import grade, other_targets
-from pipeline.trust.judge import best_tags
 from pipeline.trust.prompts import evaluate_prompts
 from pipeline.trust.witness import grade_verifier
 
 __all__ = [
     "Gold",
     "Plan",
-    "best_tags",
     "calibrate",
     "contradicted",
     "draw",

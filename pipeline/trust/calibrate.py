@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline import calibration, schema
 from pipeline.ids import fingerprint
 from pipeline.trust.gold import ALL, Gold
-from pipeline.trust.judge import Answers, Kind, best_tags, judge
+from pipeline.trust.judge import Answers, Kind, judge
 
 # A class with fewer answers, right or wrong ones, is left to the map of all classes.
 LEAST_ANSWERS, LEAST_OF_A_KIND = 60, 8
@@ -34,7 +34,7 @@ def calibrate(
         answers enough; and its reliability before (curve 'reliability') and after (curve 'calibrated').
     """
     images = sorted(set(gold.images))
-    found = schema.where_in(best_tags(candidates), "image_id", images)
+    found = schema.where_in(schema.best_classes(candidates), "image_id", images)
     truth = schema.where_in(ground_truth, "image_id", images)
     fold = np.array([_fold(gold.locations.get(i, i)) for i in images], np.int64)
     maps: list[dict[str, Any]] = []

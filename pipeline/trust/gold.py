@@ -14,7 +14,7 @@ from pipeline.config import TrustConfig
 from pipeline.ids import fingerprint
 from pipeline.trust.certify import Design, Flags, Ints, Trial, certify
 from pipeline.trust.evidence import least_units
-from pipeline.trust.judge import Answers, Kind, best_tags, codes, judge, scores_of
+from pipeline.trust.judge import Answers, Kind, codes, judge, scores_of
 
 ALL = "all"
 # A grid is laid over the scores of images that are not graded on; with fewer of them, a part of gold serves.
@@ -118,7 +118,7 @@ def cases(
     scope: str = ALL,
 ) -> Iterator[Case]:
     """Every producer, class and slice; of slices, only those in which gold could certify something."""
-    rows = best_tags(candidates)
+    rows = schema.best_classes(candidates)
     frame = Frame.of(gold, config)
     found, seen = schema.where_in(rows, "image_id", frame.images), schema.where_in(rows, "image_id", frame.design)
     truth = schema.where_in(ground_truth, "image_id", frame.images)

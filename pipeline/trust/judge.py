@@ -34,15 +34,6 @@ class Answers:
     row: NDArray[np.int64]
 
 
-def best_tags(candidates: pa.Table) -> pa.Table:
-    """Of tags the best class of each image, with its probability as score; other tables as they are."""
-    if "rank" not in candidates.column_names:
-        return candidates
-    best = candidates.filter(pc.equal(candidates.column("rank"), 1))
-    place = best.column_names.index("score")
-    return best.set_column(place, "score", best.column("probability"))
-
-
 def judge(
     kind: Kind,
     found: pa.Table,

@@ -118,14 +118,20 @@ def test_a_probe_predicts_from_stored_vectors(images: pa.Table, tmp_path: Path) 
     embeddings = Embeddings("e@1#0", ("3", "2", "1", "elsewhere"), vectors)
     rows = predict_classes("linear_probe@1#0", path, file_sha256(path), images, embeddings)
     # Images 0, 4 and 5 have no vector.
-    assert rows["image_id"].to_pylist() == ["1", "2", "3"]
-    assert rows["class_name"].to_pylist() == ["a", "b", "a"]
-    assert rows["score"].to_pylist() == pytest.approx([1 / (1 + np.exp(-5))] * 3)
-    assert rows["x1"].null_count == 3
+    assert rows["image_id"].to_pylist() == ["1", "1", "2", "2", "3", "3"]
+    assert rows["class_name"].to_pylist() == ["a", "b", "b", "a", "a", "b"]
+    assert rows["rank"].to_pylist() == [1, 2] * 3 and rows["x1"].null_count == 6
+    assert rows["score"].to_pylist() == pytest.approx([1 / (1 + np.exp(-5)), 1 / (1 + np.exp(5))] * 3)
+    assert schema.best_classes(rows)["class_name"].to_pylist() == ["a", "b", "a"]
     none = predict_classes("m", path, file_sha256(path), images.slice(0, 0), embeddings)
     assert none.num_rows == 0 and none.schema == schema.table("predictions").schema
     with pytest.raises(WeightsError, match="reads vectors"):
         predict_classes("m", path, file_sha256(path), images, Embeddings("other", (), np.zeros((0, 2), np.float32)))
+
+
+def test_boxes_are_no_ranked_classes(model: dict[str, Any], images: pa.Table) -> None:
+    found = PredictWorker(**worker_options(model))(images)
+    assert found["rank"].null_count == found.num_rows > 0 and schema.best_classes(found).equals(found)
 
 
 @pytest.mark.network

@@ -6,9 +6,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import binomtest
 from sklearn import metrics as sk
+from sklearn.calibration import calibration_curve
 
 from pipeline import schema
-from pipeline.evaluate import evaluate, gather
+from pipeline.evaluate import class_shares, evaluate, gather
+from pipeline.predict import class_rows
 
 CLASSES = ["a", "b", "c"]
 ANSWERS = st.lists(
@@ -35,6 +37,9 @@ def test_equal_to_sklearn(tables, rows: list) -> None:
     occurring = [c for c in CLASSES if c in actual]
     expected = sk.recall_score(actual, named, labels=occurring, average="macro", zero_division=0)
     assert tables.metric(table, "balanced_accuracy")["value"] == pytest.approx(expected)
+    # The curve of reliability has a point for each bin that is not empty.
+    points = np.array([(r["y"], r["x"]) for r in out["curves"].to_pylist()]).T
+    np.testing.assert_allclose(points, calibration_curve(right, confidence, n_bins=15), atol=1e-12)
     expected = sk.brier_score_loss(right, confidence, pos_label=True)
     assert tables.metric(table, "brier")["value"] == pytest.approx(expected)
     p, r, f, n = sk.precision_recall_fscore_support(actual, named, labels=CLASSES, zero_division=np.nan)
@@ -47,6 +52,67 @@ def test_equal_to_sklearn(tables, rows: list) -> None:
     for row in out["confusion"].to_pylist():
         cells[labels.index(row["actual"]), labels.index(row["predicted"])] = row["count"]
     assert (cells == sk.confusion_matrix(actual, named, labels=labels)).all()
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.integers(3, 9), st.integers(1, 40), st.integers(0, 999))
+def test_with_shares_of_all_classes_equal_to_sklearn(tables, classes: int, images: int, seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    names, ids = [f"c{k}" for k in range(classes)], [f"i{k:02d}" for k in range(images)]
+    actual, given = generator.integers(0, classes, images), generator.dirichlet(np.ones(classes), images)
+    truth = tables.truth([(i, names[k], None) for i, k in zip(ids, actual, strict=True)])
+    ranked = class_rows("m@1#0", names, tables.images(ids), given)
+    assert ranked.num_rows == images * min(5, classes)
+    config = tables.config(names, task="classification", evaluation={"bootstrap": 0})
+    models = gather(tables.boxes([]), ranked, schema.table("tags").empty())
+    assert models.num_rows == images  # the best class of each
+    out = evaluate(models, truth, tables.splits(ids), tables.members({}), config, shares=class_shares(ranked))
+    most = min(5, classes - 1)
+    expected = sk.top_k_accuracy_score(actual, given, k=most, labels=np.arange(classes))
+    assert tables.metric(out["evaluation"], f"accuracy_top{most}")["value"] == pytest.approx(expected)
+    if classes <= 5:
+        expected = sk.brier_score_loss(actual, given, labels=np.arange(classes), scale_by_half=False)
+        assert tables.metric(out["evaluation"], "brier_multiclass")["value"] == pytest.approx(expected)
+    else:
+        assert "brier_multiclass" not in out["evaluation"]["metric"].to_pylist()  # the rest of the shares is not known
+    best = sk.top_k_accuracy_score(actual, given, k=1, labels=np.arange(classes))
+    assert tables.metric(out["evaluation"], "accuracy")["value"] == pytest.approx(best)
+
+
+def test_an_image_of_which_nothing_was_said_counts_as_wrong_and_one_class_is_no_share_of_all(tables) -> None:
+    truth = tables.truth([("x", "a", None), ("y", "b", None)])
+    config, where = tables.config(CLASSES, task="classification"), (tables.splits(["x", "y"]), tables.members({}))
+    said = class_rows("m@1#0", CLASSES, tables.images(["x"]), np.array([[0.3, 0.5, 0.2]]))
+    models = gather(tables.boxes([]), said, schema.table("tags").empty())
+    out = evaluate(models, truth, *where, config, shares=class_shares(said))["evaluation"]
+    assert tables.metric(out, "accuracy_top2")["value"] == 0.5
+    assert tables.metric(out, "brier_multiclass")["value"] == pytest.approx((0.7**2 + 0.5**2 + 0.2**2 + 1) / 2)
+    out = evaluate(models, truth, *where, config)["evaluation"]
+    assert not {"accuracy_top2", "brier_multiclass"} & set(out["metric"].to_pylist())
+
+
+@pytest.mark.peers
+@settings(max_examples=60, deadline=None)
+@given(st.integers(1, 60), st.integers(0, 999))
+def test_ece_is_that_of_torchmetrics(tables, images: int, seed: int) -> None:
+    import torch
+
+    from pipeline.torch_compat import import_torchvision
+
+    import_torchvision()
+    from torchmetrics.functional.classification import multiclass_calibration_error
+
+    generator = np.random.default_rng(seed)
+    actual, given = generator.integers(0, 3, images), generator.dirichlet(np.ones(3), images).astype(np.float32)
+    ids = [f"i{k:02d}" for k in range(images)]
+    truth = tables.truth([(i, CLASSES[k], None) for i, k in zip(ids, actual, strict=True)])
+    said = [(i, CLASSES[p.argmax()], None, p.max()) for i, p in zip(ids, given, strict=True)]
+    config = tables.config(CLASSES, task="classification", evaluation={"bootstrap": 0})
+    out = evaluate(tables.boxes(said), truth, tables.splits(ids), tables.members({}), config)["evaluation"]
+    expected = multiclass_calibration_error(
+        torch.tensor(given), torch.tensor(actual), num_classes=3, n_bins=15, norm="l1"
+    )
+    assert tables.metric(out, "ece")["value"] == pytest.approx(float(expected), abs=1e-6)
 
 
 def test_accuracy_has_the_wilson_interval_and_ece_is_the_gap(tables) -> None:

@@ -10,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
+from pipeline import schema
 from pipeline.compute import Compute
 from pipeline.config import ProjectConfig, parse_config
 from pipeline.dataset import snapshot
@@ -96,7 +97,7 @@ def test_what_was_tuned_takes_the_encoders_place(world: dict[str, Any], how: str
     assert np.abs(tuned.encode_images(seen) - before.encode_images(seen)).max() > 1e-5
     # Its predictions are what the adapter says, and half of the test images are right by chance.
     make, options = worker(row)
-    rows = make(**options)(image_rows(world["paths"][24:], 96)).to_pylist()
+    rows = schema.best_classes(make(**options)(image_rows(world["paths"][24:], 96))).to_pylist()
     assert {r["producer"] for r in rows} == {row["model"]} and len(rows) == 24
     right = np.mean([r["class_name"] in r["image_id"] for r in rows])
     points = {p["x"]: p for p in result.curves.to_pylist()}

@@ -5,7 +5,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import masks, schema
-from pipeline.trust.judge import Answers, best_tags, judge
+from pipeline.trust.judge import Answers, judge
 
 
 def at(x: float) -> tuple[float, float, float, float]:
@@ -68,6 +68,6 @@ def test_tags_by_class_where_people_named_one(tables) -> None:
     rows = [("g", "cat", None, 0.2), ("h", "cat", None, 0.3), ("i", "dog", None, 0.4), ("g", "dog", None, 0.1)]
     tags = tables.boxes(rows, name="tags", probability=[0.9, 0.8, 0.7, 0.1], rank=[1, 1, 1, 2])
     truth = tables.truth([("g", "cat", None), ("h", "dog", None)])
-    found = judged("classification", best_tags(tags), truth, ["g", "h", "i"])
+    found = judged("classification", schema.best_classes(tags), truth, ["g", "h", "i"])
     assert found["cat"].right.tolist() == [True, False] and found["cat"].score == pytest.approx([0.9, 0.8])
     assert found["dog"].objects.tolist() == [0, 1, 0] and len(found["dog"].score) == 0
