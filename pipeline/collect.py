@@ -140,6 +140,7 @@ def _image_rows(
         "format": photo.format,
         "mode": photo.mode,
         "orientation": photo.orientation,
+        "captured_at": photo.captured_at,
         "bytes": file.bytes,
         "location": _location(path, config.location),
         "attributes": _attributes(path, config.attributes),

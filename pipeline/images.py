@@ -11,6 +11,7 @@ import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, TypeVar
@@ -47,7 +48,8 @@ class UnusableImage(DataError):
 class Photo:
     """A decoded file: (height, width, 3) uint8 pixels, upright, and what the file was.
 
-    `size` is its (width, height) upright and in full, also where `pixels` are shrunk.
+    `size` is its (width, height) upright and in full, also where `pixels` are shrunk; `captured_at` is when it was
+    taken, by the camera's own clock.
     """
 
     pixels: Pixels
@@ -55,6 +57,7 @@ class Photo:
     mode: str
     orientation: int
     size: tuple[int, int]
+    captured_at: datetime | None = None
 
 
 # What Pillow's plugins raise on damaged input.
@@ -132,7 +135,7 @@ def _decoded(image: Image.Image, shrink: int) -> Photo:
     pixels = np.ascontiguousarray(_rgb(upright))
     if image.size == size:
         pixels = shrunk(pixels, shrink)
-    return Photo(pixels, kind, mode, orientation, size[::-1] if orientation >= 5 else size)
+    return Photo(pixels, kind, mode, orientation, size[::-1] if orientation >= 5 else size, _captured_at(image))
 
 
 def shrunk(pixels: Pixels, by: int) -> Pixels:
@@ -147,6 +150,15 @@ def _orientation(image: Image.Image) -> int:
     except _DAMAGE:
         return 1
     return int(value) if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _captured_at(image: Image.Image) -> datetime | None:
+    """EXIF DateTimeOriginal; None where it is missing, senseless (a clock never set) or unreadable."""
+    try:
+        said = image.getexif().get_ifd(ExifTags.IFD.Exif).get(ExifTags.Base.DateTimeOriginal)
+        return datetime.strptime(str(said).strip("\0 "), "%Y:%m:%d %H:%M:%S")
+    except _DAMAGE:
+        return None
 
 
 def _rgb(image: Image.Image) -> Pixels:

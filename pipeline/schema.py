@@ -13,6 +13,7 @@ from pipeline.errors import DataError
 STRING, FLOAT, DOUBLE = pa.string(), pa.float32(), pa.float64()
 INT, LONG, BOOL = pa.int32(), pa.int64(), pa.bool_()
 TIME = pa.timestamp("us", tz="UTC")
+CLOCK = pa.timestamp("us")
 CORNERS = ("x1", "y1", "x2", "y2")  # columns of a box
 STRINGS = pa.list_(pa.string())
 DOUBLES = pa.list_(pa.float64())
@@ -225,6 +226,7 @@ TABLES: dict[str, Table] = {
                 Column("format", STRING, "file format as decoded, e.g. JPEG"),
                 Column("mode", STRING, "colour mode in the file, e.g. RGB, CMYK, I;16"),
                 Column("orientation", INT, "EXIF orientation that was applied, 1 to 8"),
+                Column("captured_at", CLOCK, "when it was taken, by EXIF: the camera's clock, without a zone", True),
                 Column("bytes", LONG, "file size"),
                 Column("location", STRING, "images of one location never straddle splits"),
                 Column("attributes", ATTRIBUTES, "named groups of the project's attribute pattern"),

@@ -6,6 +6,7 @@ import json
 import zlib
 from collections import Counter
 from collections.abc import Iterator
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -156,6 +157,7 @@ def good_files() -> dict[str, tuple[bytes, str]]:
     """Odd files that are photos all the same -> the mode to be noted."""
     exif = Image.Exif()
     exif[0x0112] = 6
+    exif.get_ifd(0x8769)[0x9003] = "2026:07:01 18:30:05"
     first, second = noise(100), noise(101)
     grey16 = Image.fromarray(np.random.default_rng(0).integers(0, 65535, (48, 64)).astype(np.uint16))
     return {
@@ -195,6 +197,8 @@ def test_a_hundred_damaged_files_are_listed_and_good_ones_used(troubled: Path) -
     assert modes == {name: mode for name, (_, mode) in good_files().items()}
     assert set(zip(images["width"].to_pylist(), images["height"].to_pylist(), strict=True)) == {(64, 48)}
     assert [r["orientation"] for r in images.to_pylist() if r["file_name"] == "turned.jpg"] == [6]
+    taken = images.filter(pc.is_valid(images["captured_at"])).select(["file_name", "captured_at"]).to_pylist()
+    assert taken == [{"file_name": "turned.jpg", "captured_at": datetime(2026, 7, 1, 18, 30, 5)}]
     for name, rows in (("images", images), ("rejected_files", rejected)):
         assert rows.schema == schema.table(name).schema and not schema.table(name).duplicate_keys(rows)
     assert len([p for p in Reader().read_rows(images) if p is not None]) == images.num_rows

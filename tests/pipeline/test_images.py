@@ -4,6 +4,7 @@ import io
 import struct
 import zlib
 from collections.abc import Callable
+from datetime import datetime
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +96,27 @@ def test_senseless_orientation_is_taken_for_upright(orientation: int) -> None:
 def test_photo_with_broken_exif_is_taken_for_upright(exif: bytes) -> None:
     photo = decode(encoded(Image.fromarray(RAMP), "JPEG", quality=95, exif=exif))
     assert photo.orientation == 1 and close(photo, RAMP, 12)
+
+
+@pytest.mark.parametrize(
+    ("said", "meant"),
+    [
+        ("2026:07:01 18:30:05", datetime(2026, 7, 1, 18, 30, 5)),
+        ("2026:07:01 18:30:05\0", datetime(2026, 7, 1, 18, 30, 5)),
+        ("0000:00:00 00:00:00", None),
+        ("    :  :     :  :  ", None),
+        (None, None),
+    ],
+)
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP"])
+def test_the_time_of_capture_is_that_of_exif(kind: str, said: str | None, meant: datetime | None) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    exif[0x0132] = "2020:01:01 00:00:00"  # when the file was changed, which is another matter
+    if said is not None:
+        exif.get_ifd(0x8769)[0x9003] = said
+    photo = decode(encoded(Image.fromarray(RAMP), kind, exif=exif))
+    assert (photo.captured_at, photo.orientation) == (meant, 6)
 
 
 def test_sixteen_bit_grey_is_scaled_by_its_range() -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections import Counter
+from datetime import datetime
 from typing import Any
 
 import numpy as np
@@ -60,6 +61,12 @@ def test_the_first_rule_that_matches_decides_and_unlabelled_images_stay_out() ->
     images = image_rows(["a", "b", "c"], attributes=[[("site", "x")], [("site", "y")], [("site", "x")]])
     rules = [{"split": "test", "where": "attributes['site'] = 'x'"}, {"split": "train", "where": "true"}]
     assert split(images, {"assign": rules}, gold=["a", "b"]) == {"a": "test", "b": "train", "c": "unlabelled"}
+
+
+def test_a_rule_divides_by_the_time_of_capture() -> None:
+    images = image_rows(["a", "b", "c"], captured_at=[datetime(2026, 6, 30, 23, 59), datetime(2026, 7, 1), None])
+    rules = [{"split": "test", "where": "captured_at >= '2026-07-01'"}, {"split": "train", "where": "true"}]
+    assert split(images, {"assign": rules}) == {"a": "train", "b": "test", "c": "train"}
 
 
 def test_a_wrong_rule_is_named() -> None:
