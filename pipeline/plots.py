@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -19,6 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageDraw, ImageFont
 
+from pipeline import schema
 from pipeline.ids import producer_name
 from pipeline.images import Pixels
 
@@ -358,6 +359,32 @@ def slice_bars(
         order=models,
         form=form,
     )
+
+
+def slice_history(history: pa.Table, names: Mapping[str, str], *, form: Format = "png") -> bytes:
+    """What a model got wrong on slices from run to run, from its rows of the table `slice_history`.
+
+    Args:
+        names: the slices to draw, all of which the last run still found, and what to call each.
+    """
+    rows = schema.where_in(history, "slice", list(names)).sort_by("at").to_pylist()
+    runs = sorted(set(history.column("at").to_pylist()))
+    with _figure(2.7, "Slices from run to run", form) as (figure, sink):
+        axes = figure.add_subplot()
+        for k, (name, words) in enumerate(names.items() if rows else ()):
+            x, y = zip(*((runs.index(r["at"]), r["value"]) for r in rows if r["slice"] == name), strict=True)
+            axes.plot(x, y, "o", color=_colour(k), markersize=4)
+            line: dict[str, Any] = {"color": _colour(k), "drawstyle": "steps-post", "label": _short(words, 26)}
+            # A run that changed nothing has no row.
+            axes.plot([*x, len(runs) - 1], [*y, y[-1]], **line)
+        if rows:
+            shown = np.unique(np.linspace(0, len(runs) - 1, 5).round().astype(int)).tolist()
+            axes.set_xticks(shown, [f"{runs[k]:%d %b %Y\n%H:%M}" for k in shown])
+            axes.set_ylim(bottom=0)
+            axes.set_ylabel(rows[0]["metric"].replace("_", " "))
+            _unique_legend(axes)
+        _title(axes, "Slices from run to run", rows)
+    return sink.getvalue()
 
 
 def drift(rows: pa.Table, *, form: Format = "png") -> bytes:

@@ -851,6 +851,7 @@ TABLES: dict[str, Table] = {
             "what the images of each found slice have in common that others have not",
             (
                 Column("slice", STRING, "as in slices"),
+                Column("model", STRING, "producer"),
                 Column("kind", STRING, "word (of the encoder's vocabulary) or fact (a SQL predicate)"),
                 Column("trait", STRING, "the word or predicate"),
                 Column("rank", INT, "1: the surest of its kind"),
@@ -860,7 +861,7 @@ TABLES: dict[str, Table] = {
                 Column("low", DOUBLE, "lower end of its interval, corrected for all that were looked at"),
                 Column("high", DOUBLE, "upper end"),
             ),
-            ("slice", "kind", "trait"),
+            ("slice", "model", "kind", "trait"),
         ),
         Table(
             "slice_history",
@@ -906,12 +907,13 @@ TABLES: dict[str, Table] = {
             "what the verifier sees on images of each slice, in its words",
             (
                 Column("slice", STRING, "stable id or declared name"),
+                Column("model", STRING, "producer"),
                 Column("verifier", STRING, "who describes: model@version#config-hash"),
                 Column("description", STRING, "what the images share"),
                 Column("tags", STRING, "short words, with commas"),
                 Column("images", LONG, "images that were shown"),
             ),
-            ("slice",),
+            ("slice", "model"),
         ),
         Table(
             "failures",

@@ -127,19 +127,19 @@ def describe(slices: pa.Table, images: pa.Table, config: ProjectConfig, verifier
     """Rows of `descriptions`: what is to be seen on images of each slice, in the model's words.
 
     Args:
-        slices: rows of `slices`; each slice is described once.
+        slices: rows of `slices`; each slice of a model is described once.
     """
-    first = {row["slice"]: row["members"] for row in slices.select(["slice", "members"]).to_pylist()}
-    named = [(name, _drawn(name, members)) for name, members in sorted(first.items()) if members]
+    first = {(row["slice"], row["model"]): row["members"] for row in slices.to_pylist()}
+    named = [(of, _drawn(of[0], members)) for of, members in sorted(first.items()) if members]
     edge = config.verification.image_edge
     questions = [Question("describe", describe_text(), View(shown, None, edge)) for _, shown in named]
     asked = verifier.ask(questions, images)
     rows = []
-    for i, (name, shown) in enumerate(named):
+    for i, ((name, model), shown) in enumerate(named):
         said = asked.verdict(i, questions[i])
         if said is not None and said.answer is not None:
-            row = {"slice": name, "verifier": producer(config.verification), "description": said.answer}
-            rows.append(row | {"tags": said.words, "images": len(shown)})
+            row = {"slice": name, "model": model, "verifier": producer(config.verification)}
+            rows.append(row | {"description": said.answer, "tags": said.words, "images": len(shown)})
     return schema.table("descriptions").from_rows(rows), asked
 
 

@@ -336,7 +336,7 @@ def slices(tables: Tables, gallery: Gallery) -> Section:
     shown = [r for r in worst if r["p_value"] is not None and r["p_value"] < 0.5][:4] or worst[:2]
     known = set(tables.read("images").column("image_id").to_pylist())
     common: dict[str, list[dict[str, Any]]] = defaultdict(list)
-    for row in tables.read("slice_traits").to_pylist():
+    for row in schema.where_in(tables.read("slice_traits"), "model", [model]).to_pylist():
         common[row["slice"]].append(row)
     return {
         "model": model,
@@ -352,7 +352,21 @@ def slices(tables: Tables, gallery: Gallery) -> Section:
             for r in shown
         ],
         "rows": worst[:30],
+        "charts": _watched(tables, model, worst),
     }
+
+
+def _watched(tables: Tables, model: str, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
+    """The slices of `rows` that were ever confirmed, from run to run, if there were two runs or more."""
+    history = tables.read("slice_history")
+    mine = [producer_name(m) == producer_name(model) for m in history.column("model").to_pylist()]
+    history = history.filter(pa.array(mine, pa.bool_()))
+    weak = set(history.filter(history.column("confirmed")).column("slice").to_pylist())
+    names = {r["slice"]: r["title"] or r["slice"].replace("_", " ") for r in rows if r["slice"] in weak}
+    if not names or len(history.column("at").unique()) < 2:
+        return []
+    shown = dict(list(names.items())[: len(plots.SERIES)])
+    return [{"title": "Slices from run to run", "uri": chart(plots.slice_history(history, shown, form="svg"))}]
 
 
 def _judged(tables: Tables, models: set[str]) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from datetime import datetime
 from typing import Any
 
@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
+from pipeline.ids import producer_name
 
 _SAME = 0.5  # Jaccard overlap from which a slice is the one that was there before
 
@@ -19,7 +20,8 @@ def keep_names(rows: list[dict[str, Any]], before: pa.Table, held_out: Iterable[
 
     Of one model and kind, each slice gets the name of the earlier one that it overlaps with most, one to one
     and best pairs first in sum (Kuhn 1955), where their Jaccard overlap is 0.5 or more. It is measured on
-    images that were in any slice before and are held out now: those that came since say nothing.
+    images that were in any slice before and are held out now: those that came since say nothing. Models go by their
+    bare names, so that slices can be watched while a model is trained anew.
 
     Args:
         held_out: images that slices are made of now.
@@ -29,15 +31,15 @@ def keep_names(rows: list[dict[str, Any]], before: pa.Table, held_out: Iterable[
     now = set(held_out)
     earlier: dict[tuple[str, str], dict[str, set[str]]] = {}
     for row in before.select(["slice", "kind", "model", "members"]).to_pylist():
-        earlier.setdefault((row["model"], row["kind"]), {})[row["slice"]] = set(row["members"]) & now
+        earlier.setdefault(_origin(row), {})[row["slice"]] = set(row["members"]) & now
     known = set().union(*(members for group in earlier.values() for members in group.values()))
     groups: dict[tuple[str, str], list[dict[str, Any]]] = {}
     for row in rows:
         if row["kind"] != "declared":
-            groups.setdefault((row["model"], row["kind"]), []).append(row)
-    for key, found in groups.items():
-        names = sorted(earlier.get(key, {}))
-        old = [earlier[key][name] for name in names] if names else []
+            groups.setdefault(_origin(row), []).append(row)
+    for origin, found in groups.items():
+        names = sorted(earlier.get(origin, {}))
+        old = [earlier[origin][name] for name in names]
         overlap = np.array([[_jaccard(set(row["members"]) & known, o) for o in old] for row in found])
         kept: dict[int, str] = {}
         if overlap.size:
@@ -50,6 +52,10 @@ def keep_names(rows: list[dict[str, Any]], before: pa.Table, held_out: Iterable[
             row["slice"] = kept.get(i) or _free(row["slice"], taken)
             taken.add(row["slice"])
     return rows
+
+
+def _origin(row: Mapping[str, Any]) -> tuple[str, str]:
+    return producer_name(row["model"]), row["kind"]
 
 
 def _jaccard(one: set[str], other: set[str]) -> float:
@@ -66,13 +72,13 @@ def _free(name: str, taken: set[str]) -> str:
 def history(table: pa.Table, before: pa.Table, at: datetime) -> pa.Table:
     """The table `slice_history` with the rows of `table` (`slices`) of now after those of `before`.
 
-    A run that says the same of a slice as the last one did adds nothing.
+    A run that says the same of a slice as the last one did adds nothing; a model trained anew says something new.
     """
     columns = ["slice", "kind", "model", "metric", "images", "value", "rest", "p_value", "confirmed"]
-    last = {(r["slice"], r["model"], r["metric"]): r for r in before.sort_by("at").to_pylist()}
+    last = {(r["slice"], *_origin(r)): r for r in before.sort_by("at").to_pylist()}
     rows = []
     for row in table.select(columns).to_pylist():
-        known = last.get((row["slice"], row["model"], row["metric"]))
+        known = last.get((row["slice"], *_origin(row)))
         if known is None or any(known[c] != row[c] for c in columns):
             rows.append(row | {"at": at})
     return pa.concat_tables([before, schema.table("slice_history").from_rows(rows)])

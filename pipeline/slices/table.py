@@ -70,7 +70,7 @@ def slice_table(
     common = traits(rows, Known.of(known, columns, ids, vectors, words or {}), config)
     named = titles(common)
     # What is defined by facts is named by them: words only say what it looks like.
-    rows = [r | {"title": r["definition"] if r["kind"] == "searched" else named.get(r["slice"])} for r in rows]
+    rows = [r | {"title": r["definition"] if r["kind"] == "searched" else named.get((r["slice"], r["model"]))} for r in rows]
     return {"slices": schema.table("slices").from_rows(rows), "slice_traits": common}
 
 

@@ -66,25 +66,24 @@ def traits(rows: Sequence[Mapping[str, Any]], known: Known, config: EvaluationCo
     """
     place = {image: k for k, image in enumerate(known.ids)}
     found: list[dict[str, Any]] = []
-    done: set[str] = set()
     for row in rows:
-        if row["kind"] == "declared" or row["slice"] in done:
+        if row["kind"] == "declared":
             continue
-        done.add(row["slice"])
         inside = np.zeros(len(known.ids), bool)
         inside[[place[i] for i in row["members"] if i in place]] = True
         for trait in (*_words(inside, known, config.level), *_facts(inside, known, config.level)):
-            found.append({"slice": row["slice"]} | trait)
+            found.append({"slice": row["slice"], "model": row["model"]} | trait)
     return schema.table("slice_traits").from_rows(found)
 
 
-def titles(table: pa.Table) -> dict[str, str]:
-    """Slice to its name in words: its surest words, or without any the surest facts."""
-    by_slice: dict[str, dict[str, list[str]]] = {}
-    for row in table.sort_by([("slice", "ascending"), ("rank", "ascending")]).to_pylist():
-        by_slice.setdefault(row["slice"], {"word": [], "fact": []})[row["kind"]].append(row["trait"])
+def titles(table: pa.Table) -> dict[tuple[str, str], str]:
+    """Slice and model to the slice's name in words: its surest words, or without any the surest facts."""
+    by_slice: dict[tuple[str, str], dict[str, list[str]]] = {}
+    for row in table.sort_by("rank").to_pylist():
+        of = by_slice.setdefault((row["slice"], row["model"]), {"word": [], "fact": []})
+        of[row["kind"]].append(row["trait"])
     return {
-        name: ", ".join(kinds["word"][:_TITLE]) or "; ".join(kinds["fact"][:_TITLE]) for name, kinds in by_slice.items()
+        of: ", ".join(kinds["word"][:_TITLE]) or "; ".join(kinds["fact"][:_TITLE]) for of, kinds in by_slice.items()
     }
 
 

@@ -78,6 +78,15 @@ def confusion() -> pa.Table:
     return schema.table("confusion").from_rows(rows)
 
 
+def slice_history() -> pa.Table:
+    rows = [
+        {"at": datetime(2026, 11, day, tzinfo=UTC), "slice": s, "kind": "declared", "model": f"fcos@1#{day}",
+         "metric": "image_error", "images": 9, "value": v, "confirmed": True}
+        for day, s, v in ((1, "dark", 0.4), (2, "dark", 0.3), (3, "small", None), (4, "small", 0.2), (4, "other", 0.9))
+    ]  # fmt: skip
+    return schema.table("slice_history").from_rows(rows)
+
+
 HISTORY = json.dumps([{"step": i, "loss": 1 / (i + 1), "lr": 0.1} for i in range(5)])
 RANDOM = np.random.default_rng(0).normal(size=(30, 6))
 DRAWN: dict[str, Callable[[Any], bytes]] = {
@@ -85,6 +94,9 @@ DRAWN: dict[str, Callable[[Any], bytes]] = {
     "reliability": lambda f: plots.reliability(curves("reliability"), models=["fcos"], form=f),
     "learning": lambda f: plots.learning_curve(curves("learning"), 0.4, form=f),
     "slices": lambda f: plots.slice_bars(evaluation(), "AP50", form=f),
+    "slice_history": lambda f: plots.slice_history(
+        slice_history(), {"dark": "brightness < 0.35 AND site = 'b'", "small": "small"}, form=f
+    ),
     "drift": lambda f: plots.drift(drift(), form=f),
     "map": lambda f: plots.embedding_map(RANDOM, ["a"] * 10 + ["b"] * 20, form=f),
     "costs": lambda f: plots.cost_bars(costs(), form=f),
@@ -97,6 +109,7 @@ EMPTY: dict[str, Callable[[Any], bytes]] = {
     "reliability": lambda f: plots.reliability(schema.table("curves").empty(), form=f),
     "learning": lambda f: plots.learning_curve(schema.table("curves").empty(), form=f),
     "slices": lambda f: plots.slice_bars(schema.table("evaluation").empty(), "AP50", form=f),
+    "slice_history": lambda f: plots.slice_history(schema.table("slice_history").empty(), {"dark": "dark"}, form=f),
     "drift": lambda f: plots.drift(schema.table("drift").empty(), form=f),
     "map": lambda f: plots.embedding_map(np.zeros((0, 8)), [], form=f),
     "costs": lambda f: plots.cost_bars(schema.table("costs").empty(), form=f),

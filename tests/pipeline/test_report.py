@@ -203,6 +203,14 @@ def fabricate(store: Store, photos: list[Path], file_name: str = "") -> None:
             )
         ],
     )  # fmt: skip
+    write(
+        "slice_history",
+        [
+            {"at": datetime(2026, 11, day, tzinfo=UTC), "slice": "site_osbs", "kind": "declared", "metric": "AP50",
+             "model": f"fcos@1#{day}", "images": 12, "value": v, "rest": 0.55, "p_value": 0.0004, "confirmed": True}
+            for day, v in ((1, 0.2), (2, 0.32))
+        ],
+    )  # fmt: skip
     errors = ("missed", "background", "localisation", "duplicate")
     write(
         "failures",
@@ -349,6 +357,7 @@ def test_every_section_is_filled(finished: tuple[Store, Path]) -> None:
         "fcos@1#a1b2c3d4", "Model card",
     ):  # fmt: skip
         assert expected in text, expected
+    assert 'alt="Slices from run to run"' in path.read_text()
 
 
 def test_pictures_decode_and_galleries_show_the_photos(finished: tuple[Store, Path]) -> None:
@@ -389,7 +398,15 @@ def test_empty_tables_say_so_too(tmp_path: Path) -> None:
 
 
 def test_each_table_may_be_missing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for chart in ("slice_bars", "precision_recall", "confusion", "drift", "cost_bars", "training_loss"):
+    for chart in (
+        "slice_bars",
+        "slice_history",
+        "precision_recall",
+        "confusion",
+        "drift",
+        "cost_bars",
+        "training_loss",
+    ):
         monkeypatch.setattr(plots, chart, lambda *_, **__: b"<svg></svg>")  # drawn in test_plots
     store = Store(str(tmp_path / "store"))
     fabricate(store, synthetic_photos(tmp_path, 2))

@@ -40,6 +40,20 @@ def test_each_name_is_given_once_and_to_the_best_pairs() -> None:
     assert names(keep_names(now, before, images(0, 500))) == ["b", "a", "z"]
 
 
+def test_a_slice_keeps_its_name_when_its_model_is_trained_anew() -> None:
+    before = table(
+        row("a", images(0, 20), model="fcos@1#11112222"),
+        row("b", images(40, 60), model="fcos@1#11112222"),
+        row("c", images(0, 20), model="crowns@1#aaaabbbb"),
+    )
+    now = [
+        row("x", images(2, 22), model="fcos@1#33334444"),
+        row("y", images(1, 20), model="crowns@2#ccccdddd"),
+        row("z", images(40, 60), model="crowns@2#ccccdddd"),
+    ]
+    assert names(keep_names(now, before, images(0, 99))) == ["a", "c", "z"]
+
+
 def test_other_models_and_kinds_and_strangers_keep_their_own() -> None:
     before = table(row("a", images(0, 20), model="other"), row("b", images(0, 20), "searched"))
     now = [row("x", images(0, 20)), row("dark", images(0, 20), "declared")]
@@ -62,6 +76,14 @@ def test_history_grows_by_what_changed() -> None:
     assert one.num_rows == 2 and two.num_rows == 3
     assert [r["value"] for r in two.to_pylist() if r["slice"] == "b"] == [0.5, 0.4]
     assert schema.table("slice_history").duplicate_keys(two) == 0
+
+
+def test_history_tells_what_a_model_trained_anew_says_and_when_an_old_one_is_back() -> None:
+    before = schema.table("slice_history").empty()
+    models = ("fcos@1#11112222", "fcos@1#33334444", "fcos@1#11112222")
+    for day, model in enumerate(models, start=1):
+        before = history(table(row("a", images(0, 3), model=model)), before, datetime(2026, 11, day, tzinfo=UTC))
+    assert before.column("model").to_pylist() == list(models)
 
 
 def test_a_discovered_slice_is_the_same_one_after_a_new_batch(tables) -> None:

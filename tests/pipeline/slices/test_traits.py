@@ -28,7 +28,7 @@ def known_of(n: int, rng: np.random.Generator, planted: np.ndarray, words: int =
 
 
 def row(ids: list[str], inside: np.ndarray, kind: str = "discovered") -> dict[str, Any]:
-    return {"slice": "s", "kind": kind, "members": [i for i, c in zip(ids, inside, strict=True) if c]}
+    return {"slice": "s", "model": "m", "kind": kind, "members": [i for i, c in zip(ids, inside, strict=True) if c]}
 
 
 def test_what_was_planted_is_what_they_have_in_common() -> None:
@@ -42,10 +42,19 @@ def test_what_was_planted_is_what_they_have_in_common() -> None:
     assert facts[0]["trait"] == "site = 'b'" and facts[0]["low"] > 5
     word = found[0]
     assert word["effect"] == pytest.approx(2.0, abs=0.4) and word["low"] < 2.0 < word["high"]
-    assert titles(table) == {"s": "w7"}
+    assert titles(table) == {("s", "m"): "w7"}
     silent = Known.of(ids, known.columns, [], np.zeros((0, 0)), {})
-    assert titles(traits([row(ids, planted)], silent, CONFIG))["s"].startswith("site = 'b'")
+    assert titles(traits([row(ids, planted)], silent, CONFIG))["s", "m"].startswith("site = 'b'")
     assert traits([row(ids, planted, "declared")], known, CONFIG).num_rows == 0
+
+
+def test_slices_of_one_name_are_told_by_their_models() -> None:
+    rng = np.random.default_rng(0)
+    planted = np.arange(400) < 60
+    known, ids = known_of(400, rng, planted)
+    others = [i for i in ids if known.similarity[ids.index(i), 3] > 1]
+    rows = [row(ids, planted), {"slice": "s", "model": "n", "kind": "discovered", "members": others}]
+    assert titles(traits(rows, known, CONFIG)) == {("s", "m"): "w7", ("s", "n"): "w3"}
 
 
 def test_the_lift_and_its_interval_are_those_of_scipy() -> None:
