@@ -83,14 +83,20 @@ def build(project: Project) -> Stage:
         )
 
     @stage.table(
-        "map", "map_axes", inputs=("images", "embeddings"), config=lambda p: encoder_of(p), condition=follows()
+        "map",
+        "map_axes",
+        inputs=("images", "embeddings"),
+        config=lambda p: [encoder_of(p), p.config.evaluation.polygons],
+        condition=follows(),
     )
     def map_(work: Work) -> Mapping[str, pa.Table]:
         """Two coordinates an image, on axes that stay where they are when images are added."""
-        ids, vectors = work.vectors.fetch(
-            work.read("images").column("image_id").unique().to_pylist(), encoder_of(project)
-        )
-        return slices.map_of(encoder_of(project), ids, vectors, work.store.read_or_empty("map_axes"))
+        images = work.read("images")
+        ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(project))
+        tables = slices.map_of(encoder_of(project), ids, vectors, work.store.read_or_empty("map_axes"))
+        drawn = plots.embedding_map(tables["map"], images, work.config.evaluation.polygons)
+        work.show(map=picture(drawn, "map"))
+        return tables
 
     @stage.table(
         "declared_slices",

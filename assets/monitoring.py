@@ -22,7 +22,7 @@ _BILLED = (
     "slices", "comparisons", "failures", "label_errors", "drift", "alarms", "descriptions",
 )  # fmt: skip
 ANNOTATED = [c.name for c in schema.ANNOTATION]
-_REPORTED = ("verdict", "champion", "deployment", "warehouse", "rejected_files", "quality_issues", "embeddings")
+_REPORTED = ("verdict", "champion", "deployment", "warehouse", "rejected_files", "quality_issues", "map", "slices")
 
 
 def build(project: Project) -> Stage:
@@ -136,11 +136,11 @@ def build(project: Project) -> Stage:
         views = warehouse.query(path, counts).to_pylist()
         return schema.table("warehouse").from_rows([v | {"path": str(path)} for v in views])
 
-    @stage.table("report", code="2", inputs=_REPORTED, condition=follows(), ledger=False, kinds=("html",))
+    @stage.table("report", code="3", inputs=_REPORTED, condition=follows(), ledger=False, kinds=("html",))
     def report_(work: Work) -> pa.Table:
         """One self-contained HTML file: the verdict, and everything it rests on."""
         reader = Reader(work.config.source.max_pixels)
-        path = report.render(work.config, work.store, reader, vectors=work.vectors)
+        path = report.render(work.config, work.store, reader)
         work.show(open=path.as_uri())
         row = {"path": str(path), "sha256": file_sha256(path), "bytes": path.stat().st_size}
         return schema.table("report").from_rows([row])

@@ -439,6 +439,11 @@ class EvaluationConfig(Section):
     )
     guard_drop: Share = Field(0.05, description="a challenger may lose at most this on any declared slice")
 
+    @property
+    def polygons(self) -> dict[str, list[tuple[float, float]]]:
+        """Corners of the slices that are declared on the map."""
+        return {s.name: s.polygon for s in self.slices if s.polygon}
+
 
 class DriftConfig(Section):
     reference: str = Field("split IN ('train', 'val')", description="SQL predicate for the reference images")

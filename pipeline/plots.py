@@ -48,6 +48,7 @@ ERROR_COLOURS = {
 }
 
 _WIDTH = 4.6  # inches
+_MAP_POINTS = 20_000
 _STYLE: dict[Any, Any] = {
     "font.family": "sans-serif",
     "font.sans-serif": ["DejaVu Sans"],  # ships with matplotlib, so a chart is the same everywhere
@@ -428,57 +429,39 @@ def _drift_panel(axes: Any, rows: pa.Table, batches: list[str], floor: float) ->
 
 
 def embedding_map(
-    vectors: NDArray[np.floating],
-    groups: Sequence[str],
+    places: pa.Table,
+    images: pa.Table,
+    polygons: Mapping[str, Sequence[tuple[float, float]]],
     *,
-    title: str = "Where the photos lie",
     form: Format = "png",
 ) -> bytes:
-    """The two principal components of (n, d) vectors, one colour a group (at most 8 are coloured)."""
-    points, shares = principal_components(vectors)
-    kinds = sorted(set(groups))
-    with _figure(3.5, title, form) as (figure, sink):
+    """The table `map`, one colour a batch (at most 8 are coloured), with the outlines of slices and what to read them
+    off by. At most 20,000 images are drawn.
+
+    Args:
+        images: the table `images`, for batches. polygons: corners by name.
+    """
+    places = places.slice(0, _MAP_POINTS)  # sorted by hashes, so the first ones are a fair sample
+    batch_of = dict(zip(images.column("image_id").to_pylist(), images.column("batch").to_pylist(), strict=True))
+    batches = np.array([batch_of.get(i, "") for i in places.column("image_id").to_pylist()], dtype=object)
+    x, y = _xy(places)
+    with _figure(4.2, "Where the photos lie", form) as (figure, sink):
         axes = figure.add_subplot()
-        names = np.asarray(groups, dtype=object)
+        kinds = sorted(set(batches))
         for k, kind in enumerate(kinds):
-            mine = points[names == kind]
-            axes.scatter(
-                mine[:, 0],
-                mine[:, 1],
-                s=14,
-                color=_colour(k),
-                alpha=0.75,
-                linewidths=0,
-                label=_short(kind, 24),
-            )
-        axes.set_xticks([])
-        axes.set_yticks([])
-        axes.set(xlabel=f"first component, {shares[0]:.0%} of variance", ylabel=f"second, {shares[1]:.0%}")
+            mine = batches == kind
+            style = {"s": 12, "color": _colour(k), "alpha": 0.7, "linewidths": 0, "rasterized": True}
+            axes.scatter(x[mine], y[mine], label=_short(kind, 24), **style)
+        for name, corners in polygons.items():
+            edge = np.array([*corners, corners[0]])
+            axes.plot(edge[:, 0], edge[:, 1], color=INK, linewidth=1.2)
+            axes.annotate(name, edge[edge[:, 1].argmax()], (0, 3), textcoords="offset points", fontsize=8, ha="center")
+        axes.locator_params(nbins=9)
+        axes.set(xlabel="x", ylabel="y")
         if len(kinds) > 1:
             _unique_legend(axes)
-        _title(axes, title, points)
+        _title(axes, "Where the photos lie", places)
     return sink.getvalue()
-
-
-def principal_components(vectors: NDArray[np.floating]) -> tuple[NDArray[np.float64], tuple[float, float]]:
-    """(n, 2) coordinates on the first two principal axes, and their shares of variance.
-
-    The sign of an axis is such that its largest loading is positive, so equal input gives equal maps.
-    """
-    matrix = np.asarray(vectors, np.float64)
-    if matrix.ndim != 2 or len(matrix) == 0 or matrix.shape[1] == 0:
-        return np.zeros((0, 2)), (0.0, 0.0)
-    centred = matrix - matrix.mean(axis=0)
-    _, singular, axes = np.linalg.svd(centred, full_matrices=False)
-    axes = axes[:2]
-    largest = axes[np.arange(len(axes)), np.abs(axes).argmax(axis=1)]
-    points = centred @ (axes * np.where(largest < 0, -1.0, 1.0)[:, None]).T
-    total = float((singular**2).sum())
-    shares = [float(s**2 / total) if total > 0 else 0.0 for s in singular[:2]]
-    missing = 2 - points.shape[1]
-    padded = np.pad(points, ((0, 0), (0, missing)))
-    first, second = [*shares, 0.0, 0.0][:2]
-    return padded, (first, second)
 
 
 def cost_bars(costs: pa.Table, *, form: Format = "png") -> bytes:

@@ -210,10 +210,7 @@ def report(
     if render or not path.is_file():
         if not store.exists("images"):
             raise StoreError(f"{found.name!r} has no tables yet", f"run: cvp run {found.name}")
-        from pipeline.vectors import Vectors
-
-        vectors = Vectors(store.uri) if store.exists("embeddings") else None
-        page.render(found.config, store, Reader(found.config.source.max_pixels), path, vectors)
+        page.render(found.config, store, Reader(found.config.source.max_pixels), path)
     typer.echo(str(path))
     if browse:
         typer.launch(path.as_uri())

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import uuid
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.config import ProjectConfig
 from pipeline.images import Reader
@@ -12,9 +12,6 @@ from pipeline.report import form
 from pipeline.report.gallery import Gallery
 from pipeline.report.sections import SECTIONS, Tables
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    from pipeline.vectors import Vectors
 
 
 def location(store: Store) -> Path:
@@ -27,7 +24,6 @@ def render(
     store: Store,
     reader: Reader,
     path: Path | None = None,
-    vectors: Vectors | None = None,
 ) -> Path:
     """Write the report of a project's tables as they are now, and return its path.
 
@@ -36,10 +32,9 @@ def render(
 
     Args:
         path: default `location(store)`; replaced whole.
-        vectors: for the map of embeddings; left out without.
     """
     path = path or location(store)
-    tables = Tables(config, store, vectors)
+    tables = Tables(config, store)
     gallery = Gallery(tables.read("images"), reader)
     sections = {name: build(tables, gallery) for name, build in SECTIONS.items()}
     page = _environment().get_template("report.html.j2").render(config=config, **sections)

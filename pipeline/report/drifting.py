@@ -8,13 +8,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import plots
-from pipeline.errors import StoreError
 from pipeline.report.gallery import Gallery, Shot, chart
 
 if TYPE_CHECKING:
     from pipeline.report.sections import Section, Tables
 
-_MAP_POINTS = 2000
 _BATCHES, _PICTURES, _DETAILS = 3, 6, 5  # shown
 
 
@@ -48,13 +46,7 @@ def drift(tables: Tables, gallery: Gallery) -> Section:
             r for r in mmd.to_pylist() if r["effect"] is not None and (r["drifted"] or r["detectable"] is not None)
         ],
         "galleries": [_driven(tables, gallery, b) for b in drifted[-_BATCHES:]],
-        "charts": [
-            {
-                "title": "Embedding drift",
-                "uri": chart(plots.drift(_telling(rows), form="svg")),
-            },
-            *_embedding_map(tables),
-        ],
+        "charts": [{"title": "Embedding drift", "uri": chart(plots.drift(_telling(rows), form="svg"))}],
     }
 
 
@@ -85,20 +77,3 @@ def _photos(gallery: Gallery, tables: Tables, image_ids: list[str]) -> list[Any]
     images = tables.read("images")
     named = dict(zip(images.column("image_id").to_pylist(), images.column("batch").to_pylist(), strict=True))
     return gallery.pictures([Shot(i, named[i]) for i in image_ids[:_PICTURES] if i in named])
-
-
-def _embedding_map(tables: Tables) -> list[dict[str, str]]:
-    embedded = tables.read("embeddings")
-    whole = embedded.filter(pc.equal(embedded.column("patch"), 0))
-    if tables.vectors is None or not whole.num_rows:
-        return []
-    encoder = sorted(set(whole.column("encoder").to_pylist()))[0]
-    mine = whole.filter(pc.equal(whole.column("encoder"), encoder)).sort_by([("image_id", "ascending")])
-    batch_of = dict(zip(mine.column("image_id").to_pylist(), mine.column("batch").to_pylist(), strict=True))
-    # Ids are hashes, so the first ones are a fair sample.
-    try:
-        ids, vectors = tables.vectors.fetch(list(batch_of)[:_MAP_POINTS], encoder)
-    except StoreError:
-        return []  # the vectors were cleared since: the map is an extra, the tests have been made
-    picture = plots.embedding_map(vectors, [batch_of[i] for i in ids], form="svg")
-    return [{"title": "Where the photos lie", "uri": chart(picture)}]

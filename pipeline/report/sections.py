@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from functools import cached_property
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -16,9 +16,6 @@ from pipeline.ids import producer_name
 from pipeline.report.drifting import drift
 from pipeline.report.gallery import Gallery, Shot, chart, marks
 from pipeline.store import Store
-
-if TYPE_CHECKING:
-    from pipeline.vectors import Vectors
 
 Section = dict[str, Any] | None  # None: nothing has been made yet
 
@@ -39,10 +36,9 @@ _HUMAN, _MODEL = "#f8fafc", "#2dd4bf"
 class Tables:
     """The project's tables, each read once."""
 
-    def __init__(self, config: ProjectConfig, store: Store, vectors: Vectors | None = None) -> None:
+    def __init__(self, config: ProjectConfig, store: Store) -> None:
         self.config = config
         self.store = store
-        self.vectors = vectors
         self._read: dict[str, pa.Table] = {}
 
     def read(self, name: str) -> pa.Table:
@@ -131,17 +127,26 @@ def overview(tables: Tables, gallery: Gallery) -> Section:
         "tiled": images.num_rows != sum(per_batch["photos"].values()),
         "totals": {k: sum(counts.values()) for k, counts in per_batch.items()},
         "attributes": _attributes(images),
-        "classes": chart(
-            plots.class_counts(
-                [c for c, _ in classes], [n for _, n in classes], title="People's labels by class", form="svg"
-            )
-        )
-        if len(classes) > 1
-        else None,
+        "charts": [*_class_counts(classes), *_map(tables)],
         "reasons": reasons,
         "rejected": shown.to_pylist(),
         "more_rejected": rejected.num_rows - shown.num_rows,
     }
+
+
+def _class_counts(classes: list[tuple[str, int]]) -> list[dict[str, str]]:
+    if len(classes) < 2:
+        return []
+    title, (names, counts) = "People's labels by class", zip(*classes, strict=True)
+    return [{"title": title, "uri": chart(plots.class_counts(names, counts, title=title, form="svg"))}]
+
+
+def _map(tables: Tables) -> list[dict[str, str]]:
+    places = tables.read("map")
+    if not places.num_rows:
+        return []
+    picture = plots.embedding_map(places, tables.read("images"), tables.config.evaluation.polygons, form="svg")
+    return [{"title": "Where the photos lie", "uri": chart(picture)}]
 
 
 def _attributes(images: pa.Table) -> list[dict[str, Any]]:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import io
 import json
+import re
 from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
@@ -12,11 +13,10 @@ import pyarrow as pa
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
-from hypothesis.extra import numpy as hnp
 from PIL import Image
-from sklearn.decomposition import PCA
 
 from pipeline import plots, schema
+from tests.pipeline.curated_rows import image_rows
 
 GREY = np.full((100, 200, 3), 128, np.uint8)
 
@@ -88,7 +88,14 @@ def slice_history() -> pa.Table:
 
 
 HISTORY = json.dumps([{"step": i, "loss": 1 / (i + 1), "lr": 0.1} for i in range(5)])
-RANDOM = np.random.default_rng(0).normal(size=(30, 6))
+IDS = [f"i{k:02d}" for k in range(30)]
+
+
+def map_places() -> pa.Table:
+    x, y = np.random.default_rng(0).normal(size=(2, 30)).tolist()
+    return schema.table("map").from_columns({"image_id": IDS, "encoder": ["e"] * 30, "x": x, "y": y})
+
+
 DRAWN: dict[str, Callable[[Any], bytes]] = {
     "precision_recall": lambda f: plots.precision_recall(curves("precision_recall"), form=f),
     "reliability": lambda f: plots.reliability(curves("reliability"), models=["fcos"], form=f),
@@ -98,7 +105,9 @@ DRAWN: dict[str, Callable[[Any], bytes]] = {
         slice_history(), {"dark": "brightness < 0.35 AND site = 'b'", "small": "small"}, form=f
     ),
     "drift": lambda f: plots.drift(drift(), form=f),
-    "map": lambda f: plots.embedding_map(RANDOM, ["a"] * 10 + ["b"] * 20, form=f),
+    "map": lambda f: plots.embedding_map(
+        map_places(), image_rows(IDS, batch=["a"] * 10 + ["b"] * 20), {"a slice": [(0, 0), (3, 0), (3, 3)]}, form=f
+    ),
     "costs": lambda f: plots.cost_bars(costs(), form=f),
     "confusion": lambda f: plots.confusion(confusion(), form=f),
     "loss": lambda f: plots.training_loss(HISTORY, form=f),
@@ -111,7 +120,7 @@ EMPTY: dict[str, Callable[[Any], bytes]] = {
     "slices": lambda f: plots.slice_bars(schema.table("evaluation").empty(), "AP50", form=f),
     "slice_history": lambda f: plots.slice_history(schema.table("slice_history").empty(), {"dark": "dark"}, form=f),
     "drift": lambda f: plots.drift(schema.table("drift").empty(), form=f),
-    "map": lambda f: plots.embedding_map(np.zeros((0, 8)), [], form=f),
+    "map": lambda f: plots.embedding_map(schema.table("map").empty(), image_rows([]), {}, form=f),
     "costs": lambda f: plots.cost_bars(schema.table("costs").empty(), form=f),
     "confusion": lambda f: plots.confusion(schema.table("confusion").empty(), form=f),
     "loss": lambda f: plots.training_loss("[]", form=f),
@@ -172,22 +181,17 @@ def test_colours_follow_the_given_order() -> None:
     assert plots.SERIES[2] in unused
 
 
-@given(
-    hnp.arrays(np.float64, st.tuples(st.integers(2, 12), st.integers(1, 6)), elements=st.floats(-10, 10, width=16)),
-)
-def test_principal_components_agree_with_sklearn(matrix: np.ndarray) -> None:
-    points, shares = plots.principal_components(matrix)
-    assert points.shape == (len(matrix), 2)
-    assert np.isfinite(points).all()
-    k = min(2, matrix.shape[1])
-    total = matrix.var(axis=0).sum()
-    if total < 1e-6:
-        return
-    reference = PCA(k, svd_solver="full").fit(matrix)
-    assert np.allclose(shares[:k], reference.explained_variance_ratio_[:2], atol=1e-6)
-    # Distances do not depend on signs or, among equal variances, on the choice of axes.
-    assert np.allclose(points.var(axis=0).sum(), reference.transform(matrix).var(axis=0).sum(), rtol=1e-6, atol=1e-9)
-    assert np.array_equal(plots.principal_components(matrix)[0], points)
+def test_the_map_shows_coordinates_and_the_outlines_of_slices() -> None:
+    places = map_places()
+    corners = [(-0.5, 0.1), (1.5, 0.1), (0.5, 1.2)]
+    plain, outlined = (
+        plots.embedding_map(places, image_rows(IDS), named, form="svg").decode() for named in ({}, {"glare": corners})
+    )
+    labels = re.findall(r"<!-- (.*?) -->", outlined)
+    assert "glare" in labels and "glare" not in plain
+    ticks = [float(t.replace("\N{MINUS SIGN}", "-")) for t in labels if re.fullmatch(r"[−\d.]+", t)]
+    x, y = (places.column(c).to_numpy() for c in "xy")
+    assert len(ticks) >= 10 and min(ticks) < min(x.min(), y.min()) + 0.5 and max(ticks) > max(x.max(), y.max()) - 0.5
 
 
 @given(st.integers(0, 9), st.integers(1, 5), st.sampled_from([32, 64, 100]))

@@ -443,26 +443,14 @@ def test_classification_needs_no_boxes(tmp_path: Path) -> None:
     Page(report.render(config(task="classification"), store, Reader()).read_text())
 
 
-def test_the_map_of_embeddings_is_drawn_where_there_are_vectors(tmp_path: Path) -> None:
-    from pipeline.vectors import Vectors, vector_schema
-
+def test_the_map_is_drawn_where_there_is_one(tmp_path: Path) -> None:
     store = Store(str(tmp_path / "store"))
     fabricate(store, synthetic_photos(tmp_path, 3))
-    rows = store.read("images", columns=["image_id", "batch"]).to_pylist()
-    encoder, rng = "enc@1#0", np.random.default_rng(0)
-    vectors = Vectors(store.uri)
-    import pyarrow as pa
-
-    entries = [r | {"encoder": encoder, "patch": 0, "vector": rng.normal(size=8).tolist()} for r in rows]
-    for batch in BATCHES:
-        of_batch = [e for e in entries if e["batch"] == batch]
-        vectors.replace_batch(batch, encoder, [pa.Table.from_pylist(of_batch, schema=vector_schema(8))])
-        mine = [e | {"dimensions": 8} for e in entries if e["batch"] == batch]
-        store.write("embeddings", schema.table("embeddings").from_rows(mine), batch)
-    without = report.render(config(), store, Reader()).read_text()
-    drawn = report.render(config(), store, Reader(), vectors=vectors).read_text()
-    assert "Where the photos lie" not in without
-    assert "Where the photos lie" in drawn
+    assert "Where the photos lie" not in report.render(config(), store, Reader()).read_text()
+    ids = sorted(store.read("images").column("image_id").to_pylist())
+    places = [{"image_id": i, "encoder": "e@1#0", "x": k / 10, "y": -k / 10} for k, i in enumerate(ids)]
+    store.write("map", schema.table("map").from_rows(places))
+    assert 'alt="Where the photos lie"' in report.render(config(), store, Reader()).read_text()
 
 
 @pytest.mark.parametrize(
