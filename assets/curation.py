@@ -1,5 +1,6 @@
 """Curation: what the data is like, what repeats, what may be trained on, and what to label next."""
 
+from collections import Counter
 from collections.abc import Mapping
 from typing import Any
 
@@ -91,13 +92,16 @@ def build(project: Project) -> Stage:
     )
     def splits_(work: Work) -> pa.Table:
         """Train, val and test, drawn by location so that nothing leaks between them."""
-        return splits.assign_splits(
+        found = splits.assign_splits(
             work.read("images"),
             work.read("annotated_images"),
             work.read("ground_truth"),
             work.read("duplicates"),
             work.config.curation.splits,
         )
+        moved = Counter(found.column("moved_by").drop_null().to_pylist())
+        work.show(moved_by_duplicate=moved["duplicate"], moved_by_location=moved["location"])
+        return found
 
     wanted = project.config.curation.select
     tagged = project.config.task == "classification"
@@ -149,6 +153,11 @@ def unit_norm(work: Work, outputs: Mapping[str, pa.Table]) -> Finding:
 
 
 def no_leakage_between_splits(work: Work, outputs: Mapping[str, pa.Table]) -> Finding:
-    """No location and no cluster of duplicates has images in two of train, val and test."""
-    found = splits.leaks(outputs["splits"], work.read("duplicates"))
-    return Finding(not found, "; ".join(found[:5]))
+    """No location (unless splits.straddle) and no cluster of duplicates has images in two of train, val and test."""
+    straddle = work.config.curation.splits.straddle
+    found = splits.leaks(outputs["splits"], work.read("duplicates"), straddle)
+    if found:
+        remedy = "let curation.splits.assign keep locations together, or set curation.splits.straddle"
+        return Finding(False, "; ".join([*found[:5], remedy]))
+    moved = len(outputs["splits"].column("moved_by").drop_null())
+    return Finding(True, f"{moved} images moved so that nothing leaks" if moved else "")

@@ -95,6 +95,9 @@ class SplitConfig(Section):
     stratify: bool = Field(
         False, description="deal out locations so that classes keep their shares; new images may then move others"
     )
+    straddle: bool = Field(
+        False, description="rules may divide a location, as a split by time does; test then says nothing of new places"
+    )
     seed: int = 0
 
     @model_validator(mode="after")

@@ -14,6 +14,10 @@
 5. An image that people have not labelled can be neither trained on nor tested on: it is `unlabelled`,
    whatever the rules say.
 
+Where 2 or 4 takes an image out of the split that its own rule, or its location's name alone, would give it,
+`moved_from` and `moved_by` say so: leakage that was found and mended. (With `stratify` no location has a split of its
+own.) Rules that divide a location are not mended but refused, unless `straddle` allows it.
+
 An image that arrived in more than one batch has one row, that of its first batch in sorted order.
 """
 
@@ -70,6 +74,10 @@ def assign_splits(
     kept = dict(zip(*(duplicates.column(c).to_pylist() for c in ("image_id", "duplicate_of")), strict=True))
     gold = set(annotated_images.column("image_id").to_pylist())
     final = [split_of.get(kept.get(i, i), split_of[i]) if i in gold else "unlabelled" for i in ids]
+    alone = _alone(ids, locations, groups, fixed, ground_truth, config)
+    meant = [rule or alone.get(place, split_of[i]) for i, place, rule in zip(ids, locations, ruled, strict=True)]
+    moved = [i in gold and a != b for i, a, b in zip(ids, meant, final, strict=True)]
+    why = ["duplicate" if split != split_of[i] else "location" for i, split in zip(ids, final, strict=True)]
     return schema.table("splits").from_columns(
         {
             "image_id": rows.column("image_id"),
@@ -77,12 +85,35 @@ def assign_splits(
             "split": pa.array(final, pa.string()),
             "location": rows.column("location"),
             "gold": pa.array([i in gold for i in ids], pa.bool_()),
+            "moved_from": pa.array([split if m else None for split, m in zip(meant, moved, strict=True)], pa.string()),
+            "moved_by": pa.array([word if m else None for word, m in zip(why, moved, strict=True)], pa.string()),
         }
     )
 
 
-def leaks(splits: pa.Table, duplicates: pa.Table) -> list[str]:
-    """Locations and clusters of duplicates with images in two of train, val and test, in words."""
+def _alone(
+    ids: list[str],
+    locations: list[str],
+    groups: dict[str, str],
+    fixed: dict[str, str],
+    ground_truth: pa.Table,
+    config: SplitConfig,
+) -> dict[str, str]:
+    """The split that each location which goes with another, or with a rule, would have been drawn for by itself."""
+    several = Counter(groups.values())
+    bound = {place for place, group in groups.items() if several[group] > 1 or group in fixed}
+    if config.stratify or not bound:
+        return {}
+    drawn = _draw(set(groups), _strata(ids, locations, {place: place for place in groups}, ground_truth), config)
+    return {place: drawn[place] for place in bound}
+
+
+def leaks(splits: pa.Table, duplicates: pa.Table, straddle: bool = False) -> list[str]:
+    """Locations and clusters of duplicates with images in two of train, val and test, in words.
+
+    Args:
+        straddle: whether locations may.
+    """
     used = schema.where_in(splits, "split", DRAWN)
     ids, names, places = (used.column(c).to_pylist() for c in ("image_id", "split", "location"))
     split_of = dict(zip(ids, names, strict=True))
@@ -90,7 +121,8 @@ def leaks(splits: pa.Table, duplicates: pa.Table) -> list[str]:
     for row in duplicates.select(["image_id", "duplicate_of", "cluster"]).to_pylist():
         members[row["cluster"]] |= {row["image_id"], row["duplicate_of"]}
     clusters = ((c, split_of[i]) for c, images in members.items() for i in images if i in split_of)
-    return _straddling("location", zip(places, names, strict=True)) + _straddling("duplicate cluster", clusters)
+    divided = [] if straddle else _straddling("location", zip(places, names, strict=True))
+    return divided + _straddling("duplicate cluster", clusters)
 
 
 def _straddling(kind: str, pairs: Iterable[tuple[str, str]]) -> list[str]:

@@ -15,7 +15,8 @@ from numpy.typing import NDArray
 
 # Identities, and what is only there because somebody drew a split: no property of an image.
 NOT_SEARCHED = frozenset(
-    {"image_id", "uri", "file_name", "parent_id", "tile_x", "tile_y", "phash", "split", "gold", "bytes", "orientation"}
+    {"image_id", "uri", "file_name", "parent_id", "tile_x", "tile_y", "phash", "bytes", "orientation"}
+    | {"split", "gold", "moved_from", "moved_by"}
 )
 _BINS = 4
 _FEW = 6  # numbers of no more distinct values are each a value of its own

@@ -97,7 +97,7 @@ def declared(facts: pa.Table, slices: Sequence[SliceConfig]) -> pa.Table:
 
 def without_labels(slices: Sequence[SliceConfig]) -> list[SliceConfig]:
     """The slices by predicates that tell where an image belongs before anybody has labelled it."""
-    needed = re.compile(r"\b(boxes|median_box_area|classes|split|gold)\b")
+    needed = re.compile(r"\b(boxes|median_box_area|classes|split|gold|moved_from|moved_by)\b")
     return [s for s in slices if s.where and not needed.search(s.where)]
 
 

@@ -119,6 +119,52 @@ def test_a_duplicate_goes_where_the_kept_image_goes_even_against_a_rule() -> Non
     }
 
 
+def moves(images: pa.Table, copies: pa.Table = NO_DUPLICATES, **config: Any) -> dict[str, tuple[str, str, str]]:
+    """Image -> where it is, where it would be, and why it is not there."""
+    ids = images.column("image_id").to_pylist()
+    table = assign_splits(images, annotated(ids), NO_TRUTH, copies, SplitConfig(**config))
+    return {r["image_id"]: (r["split"], r["moved_from"], r["moved_by"]) for r in table.to_pylist() if r["moved_by"]}
+
+
+def test_leakage_that_was_mended_is_on_record() -> None:
+    images = pa.concat_tables([image_rows(["a", "c"], "one"), image_rows(["b", "d"], "two")])
+    rules = [{"split": "train", "where": "batch = 'one'"}, {"split": "test", "where": "batch = 'two'"}]
+    assert moves(images, assign=rules) == {}
+    assert moves(images, duplicates([("b", "a"), ("c", "a")]), assign=rules) == {"b": ("train", "test", "duplicate")}
+    one_place = image_rows(["a", "b", "c"], location=["p", "p", "q"])
+    first = [{"split": "test", "where": "image_id = 'a'"}]
+    assert moves(one_place, assign=first, val=0.0, test=0.0) == {"b": ("test", "train", "location")}
+    assert moves(one_place, assign=first, val=0.0, test=0.0, stratify=True) == {}
+
+
+@given(st.integers(0, 50), st.data())
+@settings(max_examples=30, deadline=None)
+def test_an_image_is_moved_if_it_would_be_elsewhere_without_its_duplicates(seed: int, data: st.DataObject) -> None:
+    ids = names(30)
+    images = image_rows(ids, location=[f"p{k // 2}" for k in range(30)])
+    pairs = data.draw(st.lists(st.sampled_from(ids[1:]), max_size=6, unique=True))
+    copies = duplicates([(i, ids[0]) for i in pairs])
+    config = {"seed": seed, "val": 0.3, "test": 0.3}
+    with_them, without = (split(images, config, duplicates=found) for found in (copies, NO_DUPLICATES))
+    told = moves(images, copies, **config)
+    assert {i: (with_them[i], without[i]) for i in ids if with_them[i] != without[i]} == {
+        i: (now, before) for i, (now, before, _) in told.items()
+    }
+    assert {why for _, _, why in told.values()} <= {"location"}  # whose locations are linked, so that all go together
+
+
+def test_a_location_that_rules_divide_is_a_leak_unless_it_may_straddle() -> None:
+    images = image_rows(["a", "b"], location="gate", captured_at=[datetime(2026, 6, 1), datetime(2026, 7, 1)])
+    rules = [{"split": "test", "where": "captured_at >= '2026-07-01'"}, {"split": "train", "where": "true"}]
+    table = assign_splits(images, annotated(["a", "b"]), NO_TRUTH, NO_DUPLICATES, SplitConfig(assign=rules))
+    assert leaks(table, NO_DUPLICATES) == ["location 'gate' is in train and test"]
+    assert leaks(table, NO_DUPLICATES, straddle=True) == []
+    copies = duplicates([("b", "a")])
+    assert leaks(table, copies, straddle=True) == ["duplicate cluster 'k' is in train and test"]
+    mended = assign_splits(images, annotated(["a", "b"]), NO_TRUTH, copies, SplitConfig(assign=rules))
+    assert leaks(mended, copies, straddle=True) == []
+
+
 def test_an_image_in_two_batches_has_one_row_that_of_the_first() -> None:
     images = pa.concat_tables([image_rows(["a"], "two"), image_rows(["a"], "one")])
     table = assign_splits(images, annotated(["a"], "two"), NO_TRUTH, NO_DUPLICATES, SplitConfig())
