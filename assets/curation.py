@@ -2,7 +2,6 @@
 
 from collections import Counter
 from collections.abc import Mapping
-from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -11,7 +10,7 @@ from assets.conditions import follows
 from assets.pictures import image_sheet
 from assets.tables import Check, Finding, Stage, Work
 from pipeline import duplicates as dup
-from pipeline import encode, quality, schema, selection, slices, splits
+from pipeline import encode, quality, schema, selection, splits
 from pipeline.config import Project
 from pipeline.models import profiles
 
@@ -107,10 +106,12 @@ def build(project: Project) -> Stage:
     tagged = project.config.task == "classification"
     said = ("tags" if tagged else "detections",) if wanted.asks_labellers else ()
 
+    weak = ("declared_slices", "slice_images") if wanted.slice_deficit else ()
+
     @stage.table(
         "selection",
-        inputs=("images", "splits", "embeddings", *said, *(("quality",) if wanted.slice_deficit else ())),
-        config=lambda p: [wanted.model_dump(mode="json"), deficit_slices(p) if wanted.slice_deficit else None],
+        inputs=("images", "splits", "embeddings", "quality_issues", "duplicates", *said, *weak),
+        config=lambda p: wanted.model_dump(mode="json"),
         condition=follows(),
     )
     def selection_(work: Work) -> pa.Table:
@@ -118,9 +119,10 @@ def build(project: Project) -> Stage:
         images = work.read("images")
         ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
         answers = work.read(said[0]) if said else None
-        members = slice_members(work) if wanted.slice_deficit else None
-        chosen = selection.propose(images, work.read("splits"), ids, vectors, wanted, answers, members)
-        work.show(proposed=image_sheet(work, images, chosen.column("image_id").to_pylist()))
+        members = slice_members(work) if weak else None
+        left_out = not_worth_a_look(work)
+        chosen = selection.propose(images, work.read("splits"), ids, vectors, wanted, answers, members, left_out)
+        work.show(proposed=image_sheet(work, images, chosen.column("image_id").to_pylist()), left_out=len(left_out))
         return chosen
 
     return stage
@@ -131,17 +133,24 @@ def encoder_of(project: Project) -> str:
     return profiles.encoder_producer(project.config)
 
 
-def deficit_slices(project: Project) -> list[dict[str, Any]]:
-    """The declared slices that an image belongs to before anybody has labelled it."""
-    return [s.model_dump(mode="json") for s in slices.without_labels(project.config.evaluation.slices)]
-
-
 def slice_members(work: Work) -> pa.Table:
-    """(slice, image_id) of those slices."""
-    nothing = schema.table("splits").empty(), slices.image_counts(schema.table("ground_truth").empty(), [])
-    facts = slices.per_image(work.read("images"), work.read("quality"), *nothing)
-    members = slices.declared(facts, slices.without_labels(work.config.evaluation.slices))
-    return members.filter(pc.not_equal(members.column("slice"), "all"))
+    """(slice, image_id) of the declared slices, and of the found ones of each model that are confirmed."""
+    declared, found = work.read("declared_slices"), work.read("slice_images")
+    named = pc.binary_join_element_wise(found.column("slice"), found.column("model"), " ")
+    return pa.concat_tables(
+        [
+            declared.filter(pc.not_equal(declared.column("slice"), "all")).select(["slice", "image_id"]),
+            pa.table({"slice": named, "image_id": found.column("image_id")}),
+        ],
+        promote_options="permissive",
+    )
+
+
+def not_worth_a_look(work: Work) -> set[str]:
+    """Images beyond the fixed limits of quality, and near-duplicates of an image that is kept."""
+    issues = schema.where_in(work.read("quality_issues"), "issue", work.config.curation.select.leave_out)
+    fixed = issues.filter(pc.equal(issues.column("source"), quality.FIXED)).column("image_id").to_pylist()
+    return {*fixed, *work.read("duplicates").column("image_id").to_pylist()}
 
 
 def unit_norm(work: Work, outputs: Mapping[str, pa.Table]) -> Finding:

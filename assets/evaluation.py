@@ -151,9 +151,10 @@ def build(project: Project) -> Stage:
     @stage.table(
         "slices",
         "slice_traits",
+        "slice_images",
         "slice_history",
         inputs=(*SAID, *FACTS, "models", "evaluation", "embeddings", "declared_slices"),
-        code="5",
+        code="6",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.ontology.prompts()],
         checks=(Check("no_slice_confirmed_worse", no_slice_confirmed_worse),),
         condition=follows(),
@@ -163,17 +164,17 @@ def build(project: Project) -> Stage:
         models, splits = everything_said(work)
         truth = work.read("ground_truth")
         errors = image_errors(models, truth, splits, work.read("evaluation"), work.config, producers_of(work))
-        ids = errors.column("image_id").unique().to_pylist()
-        found, vectors = work.vectors.fetch(ids, encoder_of(work.project))
+        facts = facts_of(work)
+        ids, vectors = work.vectors.fetch(facts.column("image_id").unique().to_pylist(), encoder_of(work.project))
         named = work.config.evaluation.search or work.config.evaluation.discover
         tables = slices.slice_table(
             work.read("declared_slices"),
             errors,
-            facts_of(work),
-            found,
+            facts,
+            ids,
             vectors,
             work.config.evaluation,
-            words=words_of(work) if named and ids else {},
+            words=words_of(work) if named and errors.num_rows else {},
             before=work.store.read_or_empty("slices"),
         )
         table = tables["slices"]

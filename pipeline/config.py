@@ -107,6 +107,7 @@ class SplitConfig(Section):
         return self
 
 
+Issue = Literal["blurry", "dark", "bright", "low_information", "near_uniform", "odd_size", "odd_aspect", "grayscale"]
 Learned = Literal["blurry", "dark", "bright", "low_information", "odd_size", "odd_aspect"]
 
 
@@ -145,8 +146,14 @@ class SelectConfig(Section):
     representativeness: Weight = Field(0.0, description="weight of: like many that nothing chosen is like")
     uncertainty: Weight = Field(0.0, description="weight of: labellers are undecided")
     rarity: Weight = Field(0.0, description="weight of: shows a class that few images show, by the labellers")
-    slice_deficit: Weight = Field(0.0, description="weight of: from a declared slice of which few are labelled")
+    slice_deficit: Weight = Field(
+        0.0, description="weight of: from a slice, declared or confirmed as weak, of which few are labelled"
+    )
     slice_target: int = Field(50, ge=1, description="labelled images that each slice should have")
+    leave_out: list[Issue] = Field(
+        ["blurry", "dark", "bright", "low_information", "near_uniform"],
+        description="flags by the limits of curation.quality (not learned ones) whose images are not proposed",
+    )
 
     @model_validator(mode="before")
     @classmethod

@@ -868,6 +868,16 @@ TABLES: dict[str, Table] = {
             ("slice", "model", "kind", "trait"),
         ),
         Table(
+            "slice_images",
+            "all images, labelled or not, in a found slice that is confirmed",
+            (
+                Column("slice", STRING, "as in slices"),
+                Column("model", STRING, "producer"),
+                IMAGE,
+            ),
+            ("slice", "model", "image_id"),
+        ),
+        Table(
             "slice_history",
             "what each run said of each slice",
             (

@@ -6,10 +6,11 @@ project.yaml, or learned from the project's own images.
 
 from __future__ import annotations
 
-from pipeline.quality.limits import ISSUES, MIN_BATCH, flag, project_limits
+from pipeline.quality.limits import FIXED, ISSUES, MIN_BATCH, flag, project_limits
 from pipeline.quality.measures import MEASURES, QualityWorker, measure, perceptual_hash
 
 __all__ = [
+    "FIXED",
     "ISSUES",
     "MEASURES",
     "MIN_BATCH",

@@ -15,25 +15,16 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, get_args
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import schema
-from pipeline.config import CurationConfig, QualityConfig
+from pipeline.config import CurationConfig, Issue, QualityConfig
 
-ISSUES = (
-    "blurry",
-    "dark",
-    "bright",
-    "low_information",
-    "near_uniform",
-    "odd_size",
-    "odd_aspect",
-    "grayscale",
-)
+ISSUES: tuple[str, ...] = get_args(Issue)
 MIN_BATCH = 10
 FIXED, LEARNED = "project.yaml", "learned"
 

@@ -5,7 +5,7 @@ diversity            unlike all that is labelled or chosen: k-center greedy (Gon
 representativeness   like many images that nothing labelled or chosen is like: facility location (Krause & Golovin 2014)
 uncertainty          labellers are undecided about it (Settles 2010)
 rarity               it shows a class that few images show, as far as labellers can tell
-slice_deficit        it belongs to a declared slice of which few images are labelled
+slice_deficit        it belongs to a slice, declared or found and confirmed, of which few images are labelled
 
 Each criterion is divided by its largest value at the start, weighted, and summed; the image with the largest
 sum is taken, again and again. Weights and budget are in `curation.select`. All five only shrink while images are
@@ -14,7 +14,7 @@ chosen, so old values are upper bounds and few have to be looked at again (`gree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 
 import numpy as np
 import pyarrow as pa
@@ -39,6 +39,7 @@ def propose(
     config: SelectConfig,
     said: pa.Table | None = None,
     slices: pa.Table | None = None,
+    left_out: Collection[str] = (),
 ) -> pa.Table:
     """The `selection` table: at most `config.budget` unlabelled images, best first; ties go to the smaller image_id.
 
@@ -46,13 +47,14 @@ def propose(
         images: rows of all batches. splits: says which images are gold; images it lacks are not.
         ids, vectors: image_ids and their (m, d) unit vectors; images without a vector are not proposed.
         said: detections or tags of all images, for uncertainty and rarity.
-        slices: (slice, image_id) of the declared slices, for slice_deficit.
+        slices: (slice, image_id) of slices, for slice_deficit.
+        left_out: images that are not worth a look: diversity alone would take them first, as unlike all others.
     """
     gold = set(gold_images(splits))
     batch_of = dict(zip(images.column("image_id").to_pylist(), images.column("batch").to_pylist(), strict=True))
     at = {image: i for i, image in enumerate(ids) if image in batch_of}
     labelled = [at[image] for image in sorted(at) if image in gold]
-    pool = sorted(image for image in at if image not in gold)
+    pool = sorted(at.keys() - gold - set(left_out))
     if not pool or config.budget <= 0:
         return schema.table("selection").empty()
     candidates = vectors[[at[image] for image in pool]]

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from pipeline.config import EvaluationConfig
 from pipeline.ids import joined
 from pipeline.slices.honest import LEAST_IMAGES, confirmed, first_half, found_row
-from pipeline.slices.regions import find_regions
+from pipeline.slices.regions import Regions, find_regions
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,21 @@ class Embedded:
     first: NDArray[np.bool_]
     names: list[str]
     kinds: NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a discovered slice lies: one of the regions, and of the images there those of one class, if of any."""
+
+    regions: Regions
+    number: int
+    class_name: str | None
+
+    def holds(self, vectors: NDArray[np.floating], classes: Sequence[Sequence[str] | None]) -> NDArray[np.bool_]:
+        """(n,) which images belong, measured or not. One of unknown class (None) belongs if it lies there."""
+        inside = np.isfinite(self.regions.distances(vectors)[:, self.number])
+        of_class = [self.class_name is None or said is None or list(said) == [self.class_name] for said in classes]
+        return np.asarray(inside & np.array(of_class, bool))
 
 
 def embedded(
@@ -59,7 +74,7 @@ def discovered(model: str, errors: pa.Table, images: Embedded, config: Evaluatio
 
     Regions are found on the first half; value, rest and p-value are those of the other half. Images that
     were not measured are left out. Members are listed in the order in which they show what is wrong: those
-    that err first, nearest first.
+    that err first, nearest first. A row also has its `Place`.
     """
     known = dict(zip(errors.column("image_id").to_pylist(), errors.column("error").to_pylist(), strict=True))
     error = np.array([known.get(i, np.nan) for i in images.ids], np.float64)
@@ -77,11 +92,12 @@ def discovered(model: str, errors: pa.Table, images: Embedded, config: Evaluatio
     for k, region in enumerate(regions.found):
         if min((inside[first, k]).sum(), (inside[~first, k]).sum()) < LEAST_IMAGES:
             continue
-        of = "" if region.kind is None else f", class '{images.names[region.kind]}'"
+        kind = None if region.kind is None else images.names[region.kind]
+        of = "" if kind is None else f", class '{kind}'"
         definition = (
             f"region {k + 1} of {len(regions.found)} of the embeddings{of}, found on half of the held-out images"
         )
         name = f"region_{joined(i for i, chosen in zip(ids, inside[:, k], strict=True) if chosen)[:8]}"
         row = found_row("discovered", name, definition, model, ids, error, inside[:, k], first)
-        rows.append(row | {"members": [ids[i] for i in shown[k] if inside[i, k]]})
+        rows.append(row | {"members": [ids[i] for i in shown[k] if inside[i, k]], "place": Place(regions, k, kind)})
     return confirmed(rows, config)

@@ -85,6 +85,15 @@ def test_equal_images_are_each_proposed_once_and_ties_go_to_the_smaller_id() -> 
     np.testing.assert_allclose(found.column("gain").to_numpy(), [1, 0, 0], atol=1e-6)
 
 
+def test_what_is_left_out_is_not_proposed_however_odd_it_is() -> None:
+    ids = ["gold", "near", "black", "middle"]
+    vectors = unit([[1, 0], [1, 0.1], [-1, 0], [0, 1]])
+    splits = splits_of({"gold": True, "near": False, "black": False, "middle": False})
+    for left_out, first in (((), "black"), (["black", "gold"], "middle")):
+        found = propose(image_rows(ids), splits, ids, vectors, SelectConfig(budget=9), left_out=left_out)
+        assert found.column("image_id").to_pylist()[0] == first and found.num_rows == 3 - bool(left_out)
+
+
 @pytest.mark.parametrize(("ids", "n"), [([], 5), (["gold"], 5), (["gold", "a"], 0)])
 def test_nothing_to_propose_gives_an_empty_table(ids: list[str], n: int) -> None:
     vectors = unit(np.ones((len(ids), 2))) if ids else np.zeros((0, 2), np.float32)

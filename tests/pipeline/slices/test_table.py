@@ -31,7 +31,7 @@ def facts_of(ids: list[str], **columns: object) -> pa.Table:
     return pa.table({"image_id": pa.array(ids, pa.string()), "location": pa.array(ids, pa.string()), **columns})
 
 
-def made(tables, ids, error, facts=None, vectors=None, embedded=(), **config) -> pa.Table:
+def made(tables, ids, error, facts=None, vectors=None, embedded=(), table="slices", **config) -> pa.Table:
     none = np.zeros((0, 4))
     members = tables.members(config.pop("members", {}))
     told = [next((s.where for s in config.get("slices", []) if s.name == n), "") for n in members["slice"].to_pylist()]
@@ -40,7 +40,7 @@ def made(tables, ids, error, facts=None, vectors=None, embedded=(), **config) ->
     facts = facts_of(ids) if facts is None else facts
     return slices.slice_table(
         members, errors_of(ids, error), facts, embedded, none if vectors is None else vectors, settings
-    )["slices"]
+    )[table]
 
 
 def test_a_planted_weak_cluster_is_found_and_confirmed(tables) -> None:
@@ -143,6 +143,41 @@ def test_images_that_a_model_has_not_seen_are_left_out() -> None:
     columns = columns_of(pa.table({"site": site}), 5)
     (row,) = searched(MODEL, ids, error, columns, first_half(ids), EvaluationConfig())
     assert row["confirmed"] and row["members"] == [i for i, s in zip(ids[50:], site[50:], strict=True) if s == "b"]
+
+
+def test_images_that_nobody_has_labelled_are_in_weak_slices_too(tables) -> None:
+    ids, vectors, label = clustered(100, 4)
+    generator = np.random.default_rng(2)
+    site = generator.choice(list("abc"), len(ids))
+    error = (generator.random(len(ids)) < np.where((label == 2) | (site == "c"), 0.7, 0.05)).astype(float)
+    held_out = generator.random(len(ids)) < 0.7
+    measured = [i for i, held in zip(ids, held_out, strict=True) if held]
+    found = made(
+        tables, measured, error[held_out], facts_of(ids, site=site), vectors, ids, "slice_images", search=1, discover=4
+    ).to_pylist()
+    of_slice = {name: {r["image_id"] for r in found if r["slice"] == name} for name in {r["slice"] for r in found}}
+    planted = {"columns": {i for i, s in zip(ids, site, strict=True) if s == "c"}}
+    planted["region"] = {i for i, c in zip(ids, label, strict=True) if c == 2}
+    for kind, images in planted.items():
+        best = max(of_slice, key=lambda name: len(of_slice[name] & images) / len(of_slice[name] | images))
+        assert best.startswith(kind)
+        beyond = images - set(measured)
+        assert len(of_slice[best] & beyond) > 0.7 * len(beyond) > 10
+    assert of_slice[best] - images == set() or len(of_slice[best] - images) < 0.05 * len(of_slice[best])
+
+
+def test_who_belongs_to_a_region_of_one_class() -> None:
+    ids, vectors, label = clustered(200, 3)
+    generator = np.random.default_rng(5)
+    said = generator.choice(["car", "bus"], len(ids))
+    error = (generator.random(len(ids)) < np.where((label == 1) & (said == "bus"), 0.8, 0.05)).astype(float)
+    images = embedded(ids, ids, vectors, classes={i: [c] for i, c in zip(ids, said, strict=True)})
+    worst = max(discovered(MODEL, errors_of(ids, error), images, EvaluationConfig()), key=lambda r: -r["p_value"])
+    answers = [["bus"], ["car"], ["bus", "car"], [], None]
+    there = np.repeat(vectors[label == 1].mean(axis=0, keepdims=True), 5, axis=0)
+    assert worst["place"].holds(there, answers).tolist() == [True, False, False, False, True]
+    elsewhere = np.repeat(vectors[label == 0].mean(axis=0, keepdims=True), 5, axis=0)
+    assert not worst["place"].holds(elsewhere, answers).any()
 
 
 def test_declared_slices_are_tested_and_listed(tables) -> None:
