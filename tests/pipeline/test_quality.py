@@ -31,9 +31,10 @@ def measured(n: int, **columns: list[float]) -> pa.Table:
     return pa.table({"image_id": [f"i{i}" for i in range(n)], "batch": ["b"] * n, **arrays})
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_phash_has_the_bits_of_imagehash(seed: int) -> None:
-    pixels = cv2.GaussianBlur(textured(seed), (0, 0), 4)
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 999), st.integers(8, 300), st.integers(8, 300), st.floats(0.1, 20))
+def test_phash_has_the_bits_of_imagehash(seed: int, height: int, width: int, blur: float) -> None:
+    pixels = cv2.GaussianBlur(textured(seed, height, width), (0, 0), blur)
     bits = np.array([int(b) for b in f"{quality.perceptual_hash(pixels) % 2**64:064b}"], bool)
     np.testing.assert_array_equal(bits.reshape(8, 8), imagehash.phash(Image.fromarray(pixels)).hash)
 
@@ -210,7 +211,9 @@ def test_grey_is_found_however_it_is_stored() -> None:
 
 
 @pytest.mark.peers
-def test_flags_at_the_limits_of_cleanvision(tmp_path: Path) -> None:
+@settings(max_examples=60, deadline=None)
+@given(st.integers(0, 999))
+def test_measures_are_those_of_cleanvision(seed: int) -> None:
     """Its measures on drawn pictures of every kind; its limits are the defaults of project.yaml, where we have them."""
     from cleanvision.issue_managers.image_property import (
         BlurrinessProperty,
@@ -218,19 +221,18 @@ def test_flags_at_the_limits_of_cleanvision(tmp_path: Path) -> None:
         calc_percentile_brightness,
     )
 
-    for seed in range(40):
-        generator = np.random.default_rng(seed)
-        height, width = generator.integers(40, 400, 2)
-        grey = cv2.GaussianBlur(generator.normal(0, 1, (height, width, 1)), (0, 0), float(generator.uniform(0.3, 12)))
-        level, spread = generator.uniform(0, 255), generator.uniform(2, 120)
-        one = np.clip(level + spread * (grey - grey.mean()) / grey.std(), 0, 255).astype(np.uint8)
-        image = Image.fromarray(np.repeat(one[..., None] if one.ndim == 2 else one, 3, axis=2))
-        found = quality.measure(np.asarray(image))
-        dark, bright = calc_percentile_brightness(image, [99, 5])
-        assert found["highlights"] == pytest.approx(dark, abs=1 / 255 + 1e-9)
-        assert found["shadows"] == pytest.approx(bright, abs=1 / 255 + 1e-9)
-        blur = BlurrinessProperty()
-        scores = pd.DataFrame([blur.calculate(image)])
-        score = blur.get_scores(scores, "blurry", normalizing_factor=0.01, color_threshold=0.18)["blurry_score"][0]
-        assert found["thumbnail_sharpness"] == pytest.approx(score, abs=0.01)
-        assert BrightnessProperty("dark").calculate(image)["brightness"] == pytest.approx(found["brightness"], abs=0.01)
+    generator = np.random.default_rng(seed)
+    height, width = generator.integers(40, 400, 2)
+    grey = cv2.GaussianBlur(generator.normal(0, 1, (height, width)), (0, 0), float(generator.uniform(0.3, 12)))
+    level, spread = generator.uniform(0, 255), generator.uniform(2, 120)
+    one = np.clip(level + spread * (grey - grey.mean()) / grey.std(), 0, 255).astype(np.uint8)
+    image = Image.fromarray(np.repeat(one[..., None], 3, axis=2))
+    found = quality.measure(np.asarray(image))
+    dark, bright = calc_percentile_brightness(image, [99, 5])
+    assert found["highlights"] == pytest.approx(dark, abs=1 / 255 + 1e-9)
+    assert found["shadows"] == pytest.approx(bright, abs=1 / 255 + 1e-9)
+    blur = BlurrinessProperty()
+    scores = pd.DataFrame([blur.calculate(image)])
+    score = blur.get_scores(scores, "blurry", normalizing_factor=0.01, color_threshold=0.18)["blurry_score"][0]
+    assert found["thumbnail_sharpness"] == pytest.approx(score, abs=0.01)
+    assert BrightnessProperty("dark").calculate(image)["brightness"] == pytest.approx(found["brightness"], abs=0.01)

@@ -63,12 +63,12 @@ def test_mmd_is_that_of_a_double_loop(m: int, n: int, windows: int, seed: int) -
     assert found == pytest.approx(expected, abs=1e-9)
 
 
-@pytest.mark.parametrize("shift", [0.0, 0.3])
-def test_mmd_and_its_p_value_are_those_of_alibi_detects_formula(shift: float) -> None:
-    """The kernel matrix without its diagonal, permuted as a whole (alibi-detect's MMDDrift), in float64."""
-    generator = np.random.default_rng(2)
-    m, n, permutations = 30, 45, 99
-    points = generator.normal(size=(m + n, 8)).astype(np.float32)
+@settings(max_examples=25, deadline=None)
+@given(st.integers(2, 30), st.integers(7, 45), st.integers(1, 12), st.floats(0, 0.6), st.integers(0, 999))
+def test_mmd_and_its_p_value_are_those_of_alibi_detect(m: int, n: int, d: int, shift: float, seed: int) -> None:
+    """Its formula: the kernel matrix without its diagonal, permuted as a whole, in float64."""
+    generator, permutations = np.random.default_rng(seed), 29
+    points = generator.normal(size=(m + n, d)).astype(np.float32)
     points[:m] += shift
     everyone = np.arange(m + n)
     statistic = image_kernel(points, everyone, m + n).statistic(everyone)

@@ -68,6 +68,34 @@ def test_vector_pairs_are_those_of_a_double_loop(
     assert set(new) == {p for p in found if {*p} & {*fresh.tolist()}} and len(set(new)) == len(new)
 
 
+@pytest.mark.peers
+@given(st.integers(2, 200), st.sampled_from([2, 16, 70]), st.floats(0.01, 0.5), st.floats(0, 1), st.integers(0, 99))
+@settings(max_examples=60, deadline=None)
+def test_pairs_are_those_of_faiss(n: int, d: int, limit: float, spread: float, seed: int) -> None:
+    import faiss
+
+    vectors = alike(n, d, seed, spread)
+    index = faiss.IndexFlatIP(d)
+    index.add(vectors)
+    starts, _, others = index.range_search(vectors, 1 - limit)
+    rows = np.repeat(np.arange(n), np.diff(starts.astype(np.int64)))
+    theirs = {(int(i), int(j)) for i, j in zip(rows, others, strict=True) if i < j}
+    odd = theirs ^ set(tuples(near_vectors(vectors, limit)))
+    exact = vectors.astype(float)
+    # It rounds to float32.
+    assert all(abs(1 - exact[i] @ exact[j] - limit) < 1e-6 for i, j in odd)
+
+    hashes = np.random.default_rng(seed).integers(0, 2**63, n).astype(np.uint64)
+    hashes[1::2] = hashes[: len(hashes[1::2])] ^ np.uint64(0b101)
+    packed = hashes.view(np.uint8).reshape(-1, 8)
+    binary = faiss.IndexBinaryFlat(64)
+    binary.add(packed)
+    starts, _, others = binary.range_search(packed, 5)  # below 5
+    rows = np.repeat(np.arange(n), np.diff(starts.astype(np.int64)))
+    theirs = {(int(i), int(j)) for i, j in zip(rows, others, strict=True) if i < j}
+    assert theirs == set(tuples(near_hashes(hashes, 4)))
+
+
 def test_vectors_exactly_at_the_limit_are_decided_in_double_precision() -> None:
     """Pairs within float32 rounding of the limit, on either side of it."""
     angle = np.arccos(0.95) + np.linspace(-3e-7, 3e-7, 101)

@@ -3,6 +3,8 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pipeline.fuse.answers import dawid_skene, votes
 
@@ -26,11 +28,14 @@ def test_votes_are_shares() -> None:
     assert votes(item, answer, 3, 3) == pytest.approx(np.array([[1 / 3, 2 / 3, 0], [0, 0, 0], [0, 0, 1]]))
 
 
-@pytest.mark.parametrize(("skill", "classes"), [([0.9, 0.6, 0.5], 3), ([0.8, 0.8, 0.7, 0.4, 0.3], 4)])
-def test_skills_are_crowd_kits(skill: list[float], classes: int) -> None:
-    peer = pytest.importorskip("crowdkit.aggregation")
-    item, labeller, answer, _ = answers(400, skill, classes)
-    theirs = peer.DawidSkene(n_iter=100).fit(pd.DataFrame({"task": item, "worker": labeller, "label": answer}))
+@pytest.mark.peers
+@settings(max_examples=20, deadline=None)
+@given(st.lists(st.sampled_from([0.3, 0.5, 0.7, 0.9]), min_size=2, max_size=5), st.integers(2, 4), st.integers(0, 99))
+def test_skills_are_crowd_kits(skill: list[float], classes: int, seed: int) -> None:
+    from crowdkit.aggregation import DawidSkene
+
+    item, labeller, answer, _ = answers(400, skill, classes, seed)
+    theirs = DawidSkene(n_iter=100).fit(pd.DataFrame({"task": item, "worker": labeller, "label": answer}))
     ours = dawid_skene(item, labeller, answer, 400, len(skill), classes)
     for (worker, said), row in theirs.errors_.iterrows():
         assert ours.confusion[worker, :, said] == pytest.approx(row[list(range(classes))].to_numpy(), abs=1e-9)

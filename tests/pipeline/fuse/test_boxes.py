@@ -53,9 +53,11 @@ def test_many_groups_at_once_are_each_alone(sizes: list[int], seed: int, least: 
         assert fused.score[mine][order] == pytest.approx(shares[theirs], abs=1e-6)
 
 
+@pytest.mark.peers
 @pytest.mark.parametrize("classes", [1, 5])
 def test_equal_to_ensemble_boxes(classes: int) -> None:
-    peer = pytest.importorskip("ensemble_boxes")
+    from ensemble_boxes import weighted_boxes_fusion
+
     generator = np.random.default_rng(classes)
     for _ in range(10):
         lists = [some_boxes(60, int(generator.integers(1 << 30))) for _ in range(3)]
@@ -65,7 +67,7 @@ def test_equal_to_ensemble_boxes(classes: int) -> None:
             for b, s in lists
         ]
         labels = [generator.integers(0, classes, len(s)) for _, s in lists]
-        theirs = peer.weighted_boxes_fusion([b for b, _ in lists], [s for _, s in lists], labels, iou_thr=0.55)
+        theirs = weighted_boxes_fusion([b for b, _ in lists], [s for _, s in lists], labels, iou_thr=0.55)
         boxes, score = (np.concatenate([part[k] for part in lists]) for k in (0, 1))
         ours = weighted_boxes(np.concatenate(labels), boxes, score, 3, 0.55)
         order, other = np.lexsort((ours.boxes[:, 0], -ours.score)), np.lexsort((theirs[0][:, 0], -theirs[1]))
