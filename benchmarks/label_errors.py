@@ -14,7 +14,7 @@ from scipy import ndimage
 from sklearn.metrics import roc_auc_score
 
 from pipeline import masks
-from pipeline.label_errors import LEAST, Found, Suspicions, badly_outlined, suspicions
+from pipeline.label_errors import LEAST, Found, Suspicions, badly_outlined, suspicions, wrong_classes
 from pipeline.samples import samples_root
 
 CLASSES, SIZE, SHARE = 8, 640, 0.04
@@ -241,9 +241,44 @@ def outlines() -> None:
     )
 
 
+def classes(images: int = 300_000, kinds: int = 100) -> None:
+    """The row of classes of images, which is cleanlab's own work: what is put around it."""
+    from cleanlab.filter import find_label_issues
+    from common import in_turn, peak_memory, report
+
+    def world(n: int) -> tuple[np.ndarray, np.ndarray]:
+        generator = np.random.default_rng(0)
+        true = generator.integers(0, kinds, n)
+        given = np.where(generator.random(n) < SHARE, generator.integers(0, kinds, n), true)
+        shares = generator.exponential(size=(n, kinds))
+        shares[np.arange(n), true] += generator.exponential(1000, n)
+        return given, shares / shares.sum(axis=1, keepdims=True)
+
+    given, shares = world(images)
+    turn, found, expected = in_turn(
+        partial(wrong_classes, given, shares), partial(find_label_issues, given, shares, n_jobs=1)
+    )
+    few = world(images // 10)
+    report(
+        f"label errors among classes of images, {images} x {kinds}",
+        turn.ours,
+        turn.peer,
+        peer_name="cleanlab find_label_issues",
+        aim="the library's own sets",
+        met=bool((found == expected).all()),
+        agreement=f"{found.sum()} found, {(found != expected).sum()} not by both",
+        memory={
+            "0.1x": peak_memory(partial(wrong_classes, *few)),
+            "1x": peak_memory(partial(wrong_classes, given, shares)),
+        },
+        note="the work is cleanlab's; ours takes out classes that nobody gave",
+    )
+
+
 def main() -> None:
     from common import in_turn, peak_memory, report
 
+    classes()
     outlines()
     world = made_up()
     turn, found, quality = in_turn(partial(ours, world), partial(theirs, *as_lists(world)), 3)

@@ -1,4 +1,4 @@
-"""Run the benchmarks and write docs/benchmarks.md from the JSON lines that they print.
+"""Run the benchmarks; write docs/benchmarks.md, and a short table in the README, from the JSON lines that they print.
 
 Run: python benchmarks/table.py [NAME ...]
 
@@ -24,6 +24,8 @@ HERE = Path(__file__).parent
 ROOT = HERE.parent
 RESULTS = HERE / "results.jsonl"
 PAGE = ROOT / "docs" / "benchmarks.md"
+README = ROOT / "README.md"
+BEGIN, END = "<!-- made by make bench -->", "<!-- end of what make bench made -->"
 REPORTS = re.compile(r"^\s*from common import .*\breport\b", re.MULTILINE)  # the others print tables of their own
 HEAD = """# Benchmarks
 
@@ -95,6 +97,22 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join(lines) + "\n"
 
 
+def short(rows: list[dict[str, Any]]) -> str:
+    """The README's table: what, against whom, and the ratio, one line each."""
+    lines = ["| what | peer | ratio | aim | |", "|---|---|---|---|---|"]
+    for r in rows:
+        if r["ratio"] is not None:
+            cells = r["row"], r["peer_name"], f"{r['ratio']:.3g}", r["aim"], "met" if r["met"] else "**missed**"
+            lines.append("| " + " | ".join(str(c).replace("|", "\\|") for c in cells) + " |")
+    return "\n".join(lines)
+
+
+def with_table(readme: str, rows: list[dict[str, Any]]) -> str:
+    """The README with its table made anew between its two marks."""
+    before, rest = readme.split(BEGIN)
+    return f"{before}{BEGIN}\n\n{short(rows)}\n\n{END}{rest.split(END)[1]}"
+
+
 def main() -> None:
     scripts = sorted(p for p in HERE.glob("*.py") if REPORTS.search(p.read_text()))
     wanted = {name.removesuffix(".py") for name in sys.argv[1:]}
@@ -116,6 +134,7 @@ def main() -> None:
         rows.sort(key=lambda r: r["script"])
         RESULTS.write_text("".join(json.dumps(r) + "\n" for r in rows))
         PAGE.write_text(page(rows))
+        README.write_text(with_table(README.read_text(), rows))
     if failed:
         raise SystemExit(f"failed: {', '.join(failed)}")
 

@@ -118,9 +118,11 @@ def wrong_classes(actual: Ints, probabilities: Floats) -> Flags:
     present = np.unique(actual)
     if len(present) < 2:
         return np.zeros(len(actual), bool)
+    if len(present) == probabilities.shape[1]:
+        return np.asarray(find_label_issues(actual, probabilities, n_jobs=1), bool)
     # A class that nobody gave has no noise rate; cleanlab counts from 0 without a gap.
     given = probabilities[:, present]
-    given = given / np.maximum(given.sum(axis=1, keepdims=True), 1e-12)
+    given /= np.maximum(given.sum(axis=1, keepdims=True), 1e-12)
     return np.asarray(find_label_issues(np.searchsorted(present, actual), given, n_jobs=1), bool)
 
 
