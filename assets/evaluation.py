@@ -23,6 +23,7 @@ from pipeline import failures, label_errors, plots, predict, schema, slices, tru
 from pipeline.config import Project
 from pipeline.evaluate import class_shares, compare, evaluate, gather, image_errors, mask_agreement, mask_precision
 from pipeline.models import profiles
+from pipeline.splits import places_of
 
 SAID = ("detections", "tags", "predictions")
 FACTS = ("images", "quality", "splits", "ground_truth", "annotated_images")
@@ -185,28 +186,29 @@ def build(project: Project) -> Stage:
         before = work.store.read_or_empty("slice_history")
         return tables | {"slice_history": slices.history(table, before, datetime.now(UTC))}
 
+    whole = project.config.task == "classification"
+
     @stage.table(
         "label_errors",
-        inputs=(*SAID, "masks", "images", "ground_truth", "splits", "models"),
-        code="2",
+        inputs=(*SAID, "masks", "images", "ground_truth", "splits", "models")
+        + (("duplicates", "embeddings") if whole else ()),
+        code="3",
         config=lambda p: p.config.trust.iou,
         condition=follows(),
     )
     def label_errors_(work: Work) -> pa.Table:
-        """What people probably labelled wrongly, by foundation models, and by trained ones outside their training."""
+        """What people probably labelled wrongly, by models that did not learn from it."""
+        if whole:
+            return wrong_classes(work)
         models, splits = everything_said(work)
-        tags = work.read("tags") if work.config.task == "classification" else schema.table("tags").empty()
-        trained = work.read("models").column("model").to_pylist()
-        return label_errors.find(
+        return label_errors.find_boxes(
             models,
-            tags,
             work.read("masks"),
             work.read("ground_truth"),
             work.read("images"),
             splits,
-            trained,
+            work.read("models").column("model").to_pylist(),
             work.project.ontology.names,
-            work.config.task,
             work.config.trust.iou,
         )
 
@@ -244,6 +246,19 @@ def everything_said(work: Work) -> tuple[pa.Table, pa.Table]:
     """Annotations of every labeller and model, and the splits."""
     tags = work.read("tags") if work.config.task == "classification" else schema.table("tags").empty()
     return gather(work.read("detections"), work.read("predictions"), tags), work.read("splits")
+
+
+def wrong_classes(work: Work) -> pa.Table:
+    """Classes that people probably gave wrongly, by tags or by a probe that did not learn from them."""
+    splits = work.read("splits")
+    return label_errors.find_classes(
+        work.read("tags"),
+        work.read("ground_truth"),
+        splits,
+        work.project.ontology.names,
+        embeddings_of(work, splits.filter(splits.column("gold"))),
+        places_of(splits, work.read("duplicates")),
+    )
 
 
 def producers_of(work: Work) -> list[str]:

@@ -8,7 +8,7 @@ those that differ from a model's by more than its masks of that score usually do
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -16,10 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import calibration, schema
+from pipeline import calibration, ids, schema
 from pipeline import masks as rle
 from pipeline.boxes import Boxes
 from pipeline.matching import match, pairs
+from pipeline.models.probe import Embeddings
+from pipeline.train import probe
 
 LEAST = 0.5  # suspicion from which on a box is listed: the label is wrong more likely than not
 _NEAR = 0.1  # overlap from which on a detection may mean an object, as in TIDE
@@ -57,35 +59,29 @@ class Suspicions:
     swapped_by: Ints
 
 
-def find(
+def find_boxes(
     models: pa.Table,
-    tags: pa.Table,
     masks: pa.Table,
     ground_truth: pa.Table,
     images: pa.Table,
     splits: pa.Table,
     trained: Iterable[str],
     classes: Sequence[str],
-    task: str,
     iou: float = 0.5,
 ) -> pa.Table:
-    """The table `label_errors`: the labels of images that people labelled which a model contradicts.
+    """The table `label_errors`: boxes and masks of people, and places without any, which a model contradicts.
 
     No prediction is used that was learnt from the label it judges. Foundation models learnt from none, so they judge
-    all splits; trained models judge val and test. Nothing is trained out of fold for this.
+    all splits; trained models judge val and test.
 
     Args:
-        models: annotations; `producer` is the model. For classification only `tags` counts, as confident learning
-            needs the probability of every class.
+        models: annotations; `producer` is the model.
         masks: those that segmenters drew in people's own boxes count, by annotation_id.
         images: rows of `images`, for the masks' sizes.
         trained: producers that learnt from the split train.
         iou: overlap from which on a detection is right.
     """
     learnt = set(trained)
-    if task == "classification":
-        parts = [_wrong_classes(*said, classes) for said in _judged(tags, ground_truth, splits, learnt)]
-        return pa.concat_tables([schema.table("label_errors").empty(), *parts])
     parts = [_wrong_boxes(*said, classes, iou) for said in _judged(models, ground_truth, splits, learnt)]
     found = pa.concat_tables([schema.table("label_errors").empty(), *parts])
     # A mask in a box that is wrong itself is not doubted a second time.
@@ -95,6 +91,32 @@ def find(
     return pa.concat_tables([found, *parts])
 
 
+def find_classes(
+    tags: pa.Table,
+    ground_truth: pa.Table,
+    splits: pa.Table,
+    classes: Sequence[str],
+    embeddings: Embeddings,
+    groups: Mapping[str, str],
+) -> pa.Table:
+    """The table `label_errors`: classes that people gave to images which probably are others.
+
+    Judges are zero-shot tags, which learnt from no label, and a linear probe on stored vectors, out of fold. The one
+    that agrees with people on most of the images judges alone, for confident learning supposes a good judge: one that
+    knows little of the subject doubts right labels.
+
+    Args:
+        embeddings: vectors of labelled images. groups: of each image, those that may be of one thing: a probe does
+            not learn from the image it judges, nor from another of its group.
+    """
+    gold = splits.filter(splits["gold"])["image_id"].unique().to_pylist()
+    truth = _with_one_class(schema.where_in(ground_truth, "image_id", gold), classes)
+    judges = [_zero_shot(model, tags, truth, classes) for model in sorted(tags["producer"].unique().to_pylist())]
+    judges.append(_out_of_fold(truth, classes, embeddings, groups))
+    best = max(judges, key=_Judge.agreement)
+    return _doubted_classes(best, classes)
+
+
 def _judged(
     said: pa.Table, ground_truth: pa.Table, splits: pa.Table, learnt: Collection[str]
 ) -> Iterator[tuple[str, pa.Table, pa.Table]]:
@@ -102,9 +124,9 @@ def _judged(
     gold = splits.filter(splits.column("gold"))
     held = gold.filter(pc.not_equal(gold.column("split"), "train"))
     for model in sorted(said.column("producer").unique().to_pylist()):
-        ids = (held if model in learnt else gold).column("image_id").unique().to_pylist()
+        names = (held if model in learnt else gold).column("image_id").unique().to_pylist()
         mine = said.filter(pc.equal(said.column("producer"), model))
-        yield model, schema.where_in(mine, "image_id", ids), schema.where_in(ground_truth, "image_id", ids)
+        yield model, schema.where_in(mine, "image_id", names), schema.where_in(ground_truth, "image_id", names)
 
 
 def wrong_classes(actual: Ints, probabilities: Floats) -> Flags:
@@ -289,28 +311,67 @@ def _read(rows: pa.Table, images: Sequence[str], classes: Sequence[str]) -> tupl
     return rows, Found(image, kind, schema.box_array(rows), rows.column("score").to_numpy().astype(np.float64), ignore)
 
 
-def _wrong_classes(model: str, tags: pa.Table, truth: pa.Table, classes: Sequence[str]) -> pa.Table:
-    """Images with exactly one class; those with several are passed over."""
+@dataclass(frozen=True)
+class _Judge:
+    """Labels of n images with one class each, (n,) numbers of the classes, and a model's (n, classes) probabilities."""
+
+    model: str
+    truth: pa.Table
+    actual: Ints
+    probabilities: Floats
+
+    @classmethod
+    def of(cls, model: str, truth: pa.Table, probabilities: Floats, classes: Sequence[str]) -> _Judge:
+        """Images without a probability are left out."""
+        known = probabilities.sum(axis=1) > 0
+        truth = truth.filter(pa.array(known))
+        actual = pc.index_in(truth["class_name"], pa.array(list(classes), pa.string())).to_numpy().astype(np.int64)
+        return cls(model, truth, actual, probabilities[known])
+
+    def agreement(self) -> float:
+        """Share of the images of which the model names people's class first."""
+        return float((self.probabilities.argmax(axis=1) == self.actual).mean()) if len(self.actual) else -1.0
+
+
+def _with_one_class(truth: pa.Table, classes: Sequence[str]) -> pa.Table:
+    """Labels of images with exactly one; those with several are passed over."""
     truth = schema.where_in(truth, "class_name", classes).sort_by("image_id")
-    names, first, counts = np.unique(
-        np.asarray(truth.column("image_id").to_pylist(), str), return_index=True, return_counts=True
-    )
-    tags = schema.where_in(tags, "class_name", classes)
+    names = np.asarray(truth["image_id"].to_pylist(), str)
+    _, first, counts = np.unique(names, return_index=True, return_counts=True)
+    return truth.take(pa.array(first[counts == 1]))
+
+
+def _zero_shot(model: str, tags: pa.Table, truth: pa.Table, classes: Sequence[str]) -> _Judge:
+    mine = schema.where_in(tags.filter(pc.equal(tags["producer"], model)), "class_name", classes)
+    mine = schema.where_in(mine, "image_id", truth["image_id"].to_pylist())
     image, kind = (
-        pc.index_in(tags.column(name), pa.array(known, pa.string())).to_numpy(zero_copy_only=False)
-        for name, known in (("image_id", names.tolist()), ("class_name", list(classes)))
+        pc.index_in(mine[name], pa.array(known, pa.string())).to_numpy().astype(np.int64)
+        for name, known in (("image_id", truth["image_id"].to_pylist()), ("class_name", list(classes)))
     )
-    known = ~np.isnan(np.asarray(image, np.float64))
-    probabilities = np.zeros((len(names), len(classes)))
-    probabilities[image[known].astype(int), kind[known].astype(int)] = tags.column("probability").to_numpy()[known]
-    usable = (counts == 1) & (probabilities.sum(axis=1) > 0)
-    truth, probabilities = truth.take(pa.array(first[usable])), probabilities[usable]
-    actual = pc.index_in(truth.column("class_name"), pa.array(list(classes))).to_numpy().astype(np.int64)
-    listed = np.flatnonzero(wrong_classes(actual, probabilities))
-    about, shares = truth.take(pa.array(listed)), probabilities[listed]
+    probabilities = np.zeros((truth.num_rows, len(classes)))
+    probabilities[image, kind] = mine["probability"].to_numpy()
+    return _Judge.of(model, truth, probabilities, classes)
+
+
+def _out_of_fold(truth: pa.Table, classes: Sequence[str], embeddings: Embeddings, groups: Mapping[str, str]) -> _Judge:
+    found, vectors = embeddings.of(truth["image_id"].to_pylist())
+    truth = schema.where_in(truth, "image_id", found)
+    labels = np.asarray(truth["class_name"].to_pylist(), str)
+    draw = ids.seed("out of fold")
+    said = probe.out_of_fold(
+        probe.Labelled(vectors, labels), [groups[image] for image in found], embeddings.encoder, draw
+    )
+    probabilities = np.zeros((len(found), len(classes)))
+    probabilities[:, [list(classes).index(name) for name in np.unique(labels)]] = np.nan_to_num(said)
+    return _Judge.of(ids.producer("out_of_fold_probe", "1", embeddings.encoder), truth, probabilities, classes)
+
+
+def _doubted_classes(judge: _Judge, classes: Sequence[str]) -> pa.Table:
+    listed = np.flatnonzero(wrong_classes(judge.actual, judge.probabilities))
+    about, shares = judge.truth.take(pa.array(listed)), judge.probabilities[listed]
     best = shares.argmax(axis=1)
     columns = {c: about.column(c) for c in ("image_id", "batch", "annotation_id", "class_name")}
-    columns |= {"model": [model] * len(listed), "error": ["class"] * len(listed)}
+    columns |= {"model": [judge.model] * len(listed), "error": ["class"] * len(listed)}
     columns |= {"suggested": [classes[k] for k in best], "score": shares[np.arange(len(best)), best]}
-    columns |= {"suspicion": 1 - shares[np.arange(len(best)), actual[listed]]}
+    columns |= {"suspicion": 1 - shares[np.arange(len(best)), judge.actual[listed]]}
     return schema.table("label_errors").from_columns(columns)

@@ -125,6 +125,13 @@ def leaks(splits: pa.Table, duplicates: pa.Table, straddle: bool = False) -> lis
     return divided + _straddling("duplicate cluster", clusters)
 
 
+def places_of(splits: pa.Table, duplicates: pa.Table) -> dict[str, str]:
+    """What each image shows: its location, and those that near-duplicates link to it under one name."""
+    ids, locations = (splits.column(c).to_pylist() for c in ("image_id", "location"))
+    linked = _linked_locations(ids, locations, duplicates)
+    return {image: linked[place] for image, place in zip(ids, locations, strict=True)}
+
+
 def _straddling(kind: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
     found = defaultdict(set)
     for name, split in pairs:

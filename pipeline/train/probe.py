@@ -16,6 +16,7 @@ from pipeline.models.probe import Probe
 
 STRENGTHS = (0.1, 1.0, 10.0)  # inverse regularisation, on vectors of unit variance along the whole
 FOLDS = 3
+OUT_OF_FOLD = 5  # folds
 
 Vectors = NDArray[np.float32]
 Labels = NDArray[np.str_]
@@ -76,6 +77,34 @@ def _strength(vectors: NDArray[np.float64], labels: Labels, draw: int) -> float:
         for s in STRENGTHS
     ]
     return STRENGTHS[int(np.argmax(scores))]
+
+
+def out_of_fold(data: Labelled, groups: Sequence[str], encoder: str, draw: int) -> NDArray[np.float64]:
+    """(n, classes) probabilities of the classes in order, each by a probe that learnt from other groups.
+
+    Args:
+        groups: (n,) what each belongs to; folds take groups whole and share the classes out evenly
+            (scikit-learn's StratifiedGroupKFold).
+
+    Returns:
+        NaN for classes in fewer than OUT_OF_FOLD groups, of which a probe may see none, and for their images.
+    """
+    from sklearn.model_selection import StratifiedGroupKFold
+
+    classes, kind = np.unique(data.labels, return_inverse=True)
+    _, group = np.unique(np.asarray(groups, str), return_inverse=True)
+    pairs = np.unique(np.stack([kind, group]), axis=1)
+    common = np.bincount(pairs[0], minlength=len(classes)) >= OUT_OF_FOLD
+    said = np.full((len(data), len(classes)), np.nan)
+    rows = np.flatnonzero(common[kind])
+    if common.sum() < 2:
+        return said
+    folds = StratifiedGroupKFold(OUT_OF_FOLD, shuffle=True, random_state=draw)
+    for learnt, asked in folds.split(rows, kind[rows], group[rows]):
+        probe = fit(data.take(rows[learnt]), encoder, draw)
+        if len(probe.classes) == common.sum():
+            said[np.ix_(rows[asked], common)] = probe.probabilities(data.vectors[rows[asked]])
+    return said
 
 
 def learning_curve(

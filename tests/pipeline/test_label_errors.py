@@ -9,6 +9,7 @@ from types import ModuleType
 import numpy as np
 import pyarrow as pa
 import pytest
+from cleanlab.rank import get_label_quality_scores
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from pycocotools import mask as coco
@@ -16,6 +17,7 @@ from sklearn.isotonic import IsotonicRegression
 
 from pipeline import label_errors, masks, matching, schema
 from pipeline.label_errors import Found, badly_outlined, suspicions, wrong_classes
+from pipeline.models.probe import Embeddings
 
 BENCHMARK = Path(__file__).parents[2] / "benchmarks" / "label_errors.py"
 
@@ -78,10 +80,10 @@ def scene(tables) -> tuple[pa.Table, pa.Table, list[str]]:
 def find(
     tables, models: pa.Table, truth: pa.Table, splits: pa.Table, trained: list[str], masks: pa.Table | None = None
 ) -> list[dict]:
-    tags, images = schema.table("tags").empty(), tables.images(splits["image_id"].to_pylist())
+    images = tables.images(splits["image_id"].to_pylist())
     masks = schema.table("masks").empty() if masks is None else masks
     classes = ["cat", "dog"]
-    return label_errors.find(models, tags, masks, truth, images, splits, trained, classes, "detection").to_pylist()
+    return label_errors.find_boxes(models, masks, truth, images, splits, trained, classes).to_pylist()
 
 
 def test_each_kind_is_named_with_what_speaks_against_it(tables) -> None:
@@ -265,19 +267,65 @@ def test_wrong_classes_are_those_of_cleanlab_whatever_classes_are_absent(seed: i
     assert not wrong_classes(np.zeros(4, np.int64), np.full((4, 3), 1 / 3)).any()
 
 
+NAMES = ["a", "b", "c"]
+
+
+def tagged(tables, shares: np.ndarray, ids: list[str]) -> pa.Table:
+    order = np.argsort(-shares, axis=1)
+    said = [(i, NAMES[k], None, shares[n, k]) for n, i in enumerate(ids) for k in order[n]]
+    more = {"probability": [r[3] for r in said], "rank": [1, 2, 3] * len(ids)}
+    return tables.boxes(said, "z@1#0", "tags", **more)
+
+
+def listed(tables, tags: pa.Table, truth: pa.Table, embeddings: Embeddings | None = None) -> list[dict]:
+    ids = truth["image_id"].unique().to_pylist()
+    embeddings = embeddings or Embeddings("e@1#0", (), np.zeros((0, 2), np.float32))
+    groups = {i: i for i in ids}
+    return label_errors.find_classes(tags, truth, tables.splits(ids), NAMES, embeddings, groups).to_pylist()
+
+
 def test_wrong_classes_of_images_are_listed_with_a_better_one(tables) -> None:
     given, shares, _ = made_up_classes(0)
-    names, ids = ["a", "b", "c"], [f"i{k:03d}" for k in range(300)]
-    truth = tables.truth([(i, names[k], None) for i, k in zip(ids, given, strict=True)])
-    order = np.argsort(-shares, axis=1)
-    said = [(i, names[k], None, shares[n, k]) for n, i in enumerate(ids) for k in order[n]]
-    more = {"probability": [r[3] for r in said], "rank": [1, 2, 3] * 300}
-    tags = tables.boxes(said, "z@1#0", "tags", **more)
-    nothing, images, splits = schema.table("masks").empty(), tables.images(ids), tables.splits(ids)
-    found = label_errors.find(tags, tags, nothing, truth, images, splits, [], names, "classification").to_pylist()
+    ids = [f"i{k:03d}" for k in range(300)]
+    truth = tables.truth([(i, NAMES[k], None) for i, k in zip(ids, given, strict=True)])
+    found = listed(tables, tagged(tables, shares, ids), truth)
     expected = np.flatnonzero(wrong_classes(given, shares.astype(np.float32).astype(np.float64)))
     assert sorted(r["image_id"] for r in found) == [ids[k] for k in expected]
     for row in found:
         k = int(row["image_id"][1:])
-        assert row["class_name"] == names[given[k]] and row["suggested"] == names[shares[k].argmax()]
+        assert row["class_name"] == NAMES[given[k]] and row["suggested"] == NAMES[shares[k].argmax()]
         assert row["suspicion"] == pytest.approx(1 - shares[k, given[k]], abs=1e-6) and row["x1"] is None
+    quality = get_label_quality_scores(given, shares, method="self_confidence")
+    assert [1 - r["suspicion"] for r in found] == pytest.approx(quality[expected].tolist(), abs=1e-6)
+
+
+def test_a_probe_judges_what_it_did_not_learn_where_it_agrees_more_with_people(tables) -> None:
+    """Vectors tell the classes apart; tags know nothing."""
+    generator = np.random.default_rng(0)
+    true = generator.integers(0, 3, 300)
+    wrong = generator.random(300) < 0.1
+    given = np.where(wrong, (true + 1) % 3, true)
+    vectors = (np.eye(3)[true] + generator.normal(0, 0.25, (300, 3))).astype(np.float32)
+    ids = [f"i{k:03d}" for k in range(300)]
+    # An image with two classes and one that nobody embedded are passed over.
+    truth = [(i, NAMES[k], None) for i, k in zip(ids, given, strict=True)]
+    truth = tables.truth([*truth, ("two", "a", None), ("two", "b", None), ("unseen", "a", None)])
+    embeddings = Embeddings("e@1#0", (*ids, "two"), np.concatenate([vectors, np.ones((1, 3), np.float32)]))
+    guesses = tagged(tables, generator.dirichlet(np.ones(3), 300), ids)
+    found = listed(tables, guesses, truth, embeddings)
+    assert {r["model"].split("@")[0] for r in found} == {"out_of_fold_probe"}
+    suspects = np.isin(ids, [r["image_id"] for r in found])
+    assert (suspects & wrong).sum() > 0.9 * wrong.sum() and (suspects & wrong).sum() > 0.6 * suspects.sum()
+    better = tagged(tables, 0.9 * np.eye(3)[given] + 0.1 / 3, ids)
+    assert listed(tables, better, truth, embeddings) == []  # they agree with all labels, so they judge
+
+
+def test_with_few_labels_only_tags_judge_and_without_either_nobody_does(tables) -> None:
+    ids = [f"i{k}" for k in range(8)]
+    truth = tables.truth([(i, NAMES[k % 2], None) for k, i in enumerate(ids)])
+    embeddings = Embeddings("e@1#0", tuple(ids), np.eye(8, dtype=np.float32))
+    shares = np.full((8, 3), 0.1)
+    shares[np.arange(8), np.array([1, 1, 0, 1, 0, 1, 0, 1])] = 0.8
+    (row,) = listed(tables, tagged(tables, shares, ids), truth, embeddings)
+    assert (row["image_id"], row["model"]) == ("i0", "z@1#0")
+    assert listed(tables, schema.table("tags").empty(), truth, embeddings) == []

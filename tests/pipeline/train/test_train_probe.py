@@ -3,6 +3,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 from sklearn.linear_model import LogisticRegression
+from sklearn.model_selection import StratifiedGroupKFold
 
 from pipeline.config import TrainingConfig
 from pipeline.intervals import wilson
@@ -38,6 +39,23 @@ def test_one_class_is_certain_and_one_example_is_enough() -> None:
     assert probe.fit(alone, "e", 0).probabilities(np.eye(4, dtype=np.float32)).tolist() == [[1.0]] * 4
     one_each = Labelled(np.eye(4, dtype=np.float32)[:2], np.array(["a", "b"]))
     assert probe.accuracy(probe.fit(one_each, "e", 0), one_each) == 1.0
+
+
+def test_out_of_fold_is_that_of_a_probe_that_saw_no_image_of_the_group() -> None:
+    data = blobs(120, 3)
+    groups = [f"g{k // 3}" for k in range(120)]
+    # A class in four groups only is not judged.
+    labels = np.where(np.arange(120) < 12, "rare", data.labels)
+    data = Labelled(data.vectors, labels)
+    found = probe.out_of_fold(data, groups, "e", 0)
+    assert np.isnan(found[:12]).all() and np.isnan(found[:, 3]).all() and found.shape == (120, 4)
+    np.testing.assert_allclose(found[12:, :3].sum(axis=1), 1)
+    folds = StratifiedGroupKFold(5, shuffle=True, random_state=0)
+    kept = np.arange(12, 120)
+    for learnt, asked in folds.split(kept, labels[kept], np.array(groups)[kept]):
+        expected = probe.fit(data.take(kept[learnt]), "e", 0).probabilities(data.vectors[kept[asked]])
+        np.testing.assert_allclose(found[kept[asked], :3], expected)
+        assert not {groups[k] for k in kept[learnt]} & {groups[k] for k in kept[asked]}
 
 
 def test_the_learning_curve_rises_and_its_intervals_hold_the_value() -> None:
