@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 
 from pipeline.config import EvaluationConfig
 from pipeline.ids import joined
-from pipeline.slices.honest import LEAST_IMAGES, confirmed, first_half, found_row
+from pipeline.slices.honest import LEAST_IMAGES, first_half, found_row
 from pipeline.slices.regions import Regions, find_regions
 
 
@@ -21,13 +21,13 @@ class Embedded:
     """Held-out images that have a vector.
 
     Attributes:
-        ids: n image ids, sorted. vectors: (n, d). first: (n,) True in the half on which regions are looked for.
+        ids: n image ids, sorted. vectors: (n, d). units: what is independent, as `honest.units` gives it.
         names: the classes that `kinds` counts. kinds: (n,) class of images of one class only, -1 for others.
     """
 
     ids: list[str]
     vectors: NDArray[np.floating]
-    first: NDArray[np.bool_]
+    units: list[str]
     names: list[str]
     kinds: NDArray[np.int64]
 
@@ -51,13 +51,14 @@ def embedded(
     image_ids: Iterable[str],
     ids: Sequence[str],
     vectors: NDArray[np.floating],
-    locations: Mapping[str, str] | None = None,
+    units: Mapping[str, str] | None = None,
     classes: Mapping[str, Sequence[str] | None] | None = None,
 ) -> Embedded:
     """Those `image_ids` that are among `ids`, whose vectors are (n, d).
 
     Args:
-        locations: of images. classes: what is in each image; those of one class can make a slice together.
+        units: what each image is independent by; None: each is. classes: what is in each image; those of one class can
+            make a slice together.
     """
     place = {image: k for k, image in enumerate(ids)}
     known = sorted(set(image_ids) & set(place))
@@ -66,23 +67,25 @@ def embedded(
     number = {name: k for k, name in enumerate(names)}
     kinds = np.array([-1 if name is None else number[name] for name in single], np.int64)
     points = np.asarray(vectors)[[place[i] for i in known]]
-    return Embedded(known, points, first_half(known, locations), names, kinds)
+    return Embedded(known, points, [units[i] if units else i for i in known], names, kinds)
 
 
 def discovered(model: str, errors: pa.Table, images: Embedded, config: EvaluationConfig) -> list[dict[str, Any]]:
     """Rows of `slices` for at most `config.discover` regions in which `model` errs more than elsewhere.
 
-    Regions are found on the first half; value, rest and p-value are those of the other half. Images that
-    were not measured are left out. Members are listed in the order in which they show what is wrong: those
+    Regions are found on the first half; value, rest and p-value are those of the other half, not yet corrected. Images
+    that were not measured are left out. Members are listed in the order in which they show what is wrong: those
     that err first, nearest first. A row also has its `Place`.
     """
     known = dict(zip(errors.column("image_id").to_pylist(), errors.column("error").to_pylist(), strict=True))
     error = np.array([known.get(i, np.nan) for i in images.ids], np.float64)
     measured = np.isfinite(error)
-    ids = [i for i, seen in zip(images.ids, measured, strict=True) if seen]
+    ids, units = (
+        [name for name, seen in zip(names, measured, strict=True) if seen] for names in (images.ids, images.units)
+    )
     if not ids or not config.discover:
         return []
-    error, first = error[measured], images.first[measured]
+    error, first = error[measured], first_half(units)
     vectors, kinds = images.vectors[measured], images.kinds[measured]
     regions = find_regions(vectors[first], error[first], kinds[first], most=config.discover, least=LEAST_IMAGES)
     apart = regions.distances(vectors, kinds)
@@ -98,6 +101,6 @@ def discovered(model: str, errors: pa.Table, images: Embedded, config: Evaluatio
             f"region {k + 1} of {len(regions.found)} of the embeddings{of}, found on half of the held-out images"
         )
         name = f"region_{joined(i for i, chosen in zip(ids, inside[:, k], strict=True) if chosen)[:8]}"
-        row = found_row("discovered", name, definition, model, ids, error, inside[:, k], first)
+        row = found_row("discovered", name, definition, model, ids, error, inside[:, k], units)
         rows.append(row | {"members": [ids[i] for i in shown[k] if inside[i, k]], "place": Place(regions, k, kind)})
-    return confirmed(rows, config)
+    return rows

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from pipeline.config import EvaluationConfig
 from pipeline.ids import joined
 from pipeline.slices.columns import Columns
-from pipeline.slices.honest import LEAST_IMAGES, Flags, confirmed, found_row, worse
+from pipeline.slices.honest import LEAST_IMAGES, Flags, first_half, found_row, worse
 from pipeline.slices.search import top_slices
 
 _TRIED = 10  # times as many are searched for as wanted, since many say nearly the same
@@ -24,26 +24,26 @@ def searched(
     ids: Sequence[str],
     error: NDArray[np.floating],
     columns: Columns,
-    first: Flags,
+    units: Sequence[str],
     config: EvaluationConfig,
 ) -> list[dict[str, Any]]:
-    """Rows of `slices` for the conjunctions of facts on which `model` errs most, confirmed or not.
+    """Rows of `slices` for the conjunctions of facts on which `model` errs most, not yet corrected.
 
     Args:
         ids, error: n held-out images and the model's error on them, NaN for images that it has not seen.
-        columns: facts about the same images. first: (n,) the half that is searched.
+        columns: facts about the same images. units: what is independent, as `honest.units` gives it.
     """
     seen = ~np.isnan(error)
-    ids, error, first = [i for i, s in zip(ids, seen, strict=True) if s], error[seen], first[seen]
-    columns = columns.of(seen)
+    ids, units = ([name for name, s in zip(names, seen, strict=True) if s] for names in (ids, units))
+    error, columns, first = error[seen], columns.of(seen), first_half(units)
     if not config.search or not first.any() or first.all():
         return []
     rows = []
     for inside, definition in _distinct(columns, error, first, config.search):
         if (inside & ~first).sum() >= LEAST_IMAGES:
             name = f"columns_{joined([definition])[:8]}"
-            rows.append(found_row("searched", name, definition, model, ids, error, inside, first))
-    return confirmed(rows, config)
+            rows.append(found_row("searched", name, definition, model, ids, error, inside, units))
+    return rows
 
 
 def _distinct(columns: Columns, error: NDArray[np.floating], first: Flags, wanted: int) -> list[tuple[Flags, str]]:

@@ -2,13 +2,14 @@ from __future__ import annotations
 
 import numpy as np
 import pyarrow as pa
+import pytest
 
 from pipeline import slices
 from pipeline.config import EvaluationConfig, SliceConfig
 from pipeline.ids import seed
 from pipeline.slices.columns import columns_of
 from pipeline.slices.discovered import discovered, embedded
-from pipeline.slices.honest import first_half
+from pipeline.slices.honest import confirmed
 from pipeline.slices.searched import searched
 
 MODEL = "m@1#0"
@@ -94,32 +95,39 @@ def test_slices_that_say_nearly_the_same_are_listed_once(tables) -> None:
     assert sum(len(planted & set(r["members"])) > 0.5 * len(planted) for r in rows) == 1
 
 
-def test_errors_by_chance_are_hardly_ever_confirmed() -> None:
+@pytest.mark.parametrize("per_location", [1, 5], ids=["images", "locations"])
+def test_errors_by_chance_are_hardly_ever_confirmed(tables, per_location: int) -> None:
+    """All slices of a run are one family: declared, searched and discovered ones, of two models.
+
+    With locations of five images that look alike and err together, taking images for independent confirms far more.
+    """
     generator = np.random.default_rng(3)
-    ids = [f"{k:04d}" for k in range(300)]
-    columns = columns_of(pa.table({f"c{j}": generator.choice(list("abc"), 300) for j in range(6)}), 5)
-    first = first_half(ids)
-    found = confirmed = 0
-    for _ in range(200):
-        error = (generator.random(300) < 0.3).astype(float)
-        rows = searched(MODEL, ids, error, columns, first, EvaluationConfig())
-        found += bool(rows)
-        confirmed += any(row["confirmed"] for row in rows)
-    # At most 5 % in expectation; 20 or more of 200 would be as rare as 1 in 400.
-    assert found > 150 and confirmed < 20
-
-
-def test_regions_of_errors_by_chance_are_hardly_ever_confirmed() -> None:
-    ids, vectors, _ = clustered(60, 5)
-    images = embedded(ids, ids, vectors)
-    generator = np.random.default_rng(4)
-    found = confirmed = 0  # 13 or more of 100 would be as rare as 1 in 600
+    count = 300 // per_location
+    centres = np.eye(5, 16)[generator.integers(0, 5, count)] + generator.normal(0, 0.05, (count, 16))
+    vectors = np.repeat(centres, per_location, axis=0) + generator.normal(0, 0.01, (300, 16))
+    vectors = (vectors / np.linalg.norm(vectors, axis=1, keepdims=True)).astype(np.float32)
+    ids = [f"{seed('image', k):08x}" for k in range(300)]
+    values = {f"c{j}": np.repeat(generator.choice(list("abc"), count), per_location) for j in range(6)}
+    declared = {v: [i for i, c in zip(ids, values["c0"], strict=True) if c == v] for v in "abc"}
+    members = tables.members({"all": ids} | declared)
+    members = members.append_column("definition", pa.array([""] * members.num_rows))
+    together, alone = (
+        pa.table({"image_id": ids, "location": [f"p{k // size}" for k in range(300)], **values})
+        for size in (per_location, 1)
+    )
+    hits = {"together": 0, "alone": 0}
+    found = 0
     for _ in range(100):
-        error = (generator.random(300) < 0.3).astype(float)
-        rows = discovered(MODEL, errors_of(ids, error), images, EvaluationConfig())
-        found += bool(rows)
-        confirmed += any(row["confirmed"] for row in rows)
-    assert found > 75 and confirmed < 13
+        chance = np.repeat(generator.beta(0.5, 1.5, (2, count)), per_location, axis=1)
+        error = (generator.random((2, 300)) < (chance if per_location > 1 else 0.3)).astype(float)
+        errors = pa.table({"model": ["m@1#0"] * 300 + ["n@1#0"] * 300, "image_id": ids * 2, "error": error.ravel()})
+        for name, facts in (("together", together), ("alone", alone)):
+            table = slices.slice_table(members, errors, facts, ids, vectors, EvaluationConfig())["slices"]
+            hits[name] += any(table.column("confirmed").to_pylist())
+            found += len(set(table.column("kind").to_pylist())) == 3
+    # At most 5 % in expectation; 13 or more of 100 would be as rare as 1 in 600.
+    assert found > 100 and hits["together"] < 13
+    assert hits["alone"] > 25 or per_location == 1, hits
 
 
 def test_a_region_of_one_class_is_told_from_the_others_there() -> None:
@@ -129,7 +137,8 @@ def test_a_region_of_one_class_is_told_from_the_others_there() -> None:
     error = (generator.random(len(ids)) < np.where((label == 1) & (said == "bus"), 0.8, 0.05)).astype(float)
     images = embedded(ids, ids, vectors, classes={i: [c] for i, c in zip(ids, said, strict=True)})
     errors = errors_of(ids, error).slice(1)  # one image was not measured
-    worst = max(discovered(MODEL, errors, images, EvaluationConfig()), key=lambda r: r["confirmed"])
+    rows = confirmed(discovered(MODEL, errors, images, EvaluationConfig()), EvaluationConfig())
+    worst = max(rows, key=lambda r: r["confirmed"])
     assert worst["confirmed"] and "class 'bus'" in worst["definition"]
     truth = dict(zip(ids, zip(label.tolist(), said, strict=True), strict=True))
     assert {truth[i] for i in worst["members"]} == {(1, "bus")} and ids[0] not in worst["members"]
@@ -141,7 +150,7 @@ def test_images_that_a_model_has_not_seen_are_left_out() -> None:
     error = np.where(site == "b", 1.0, 0.0)
     error[:50] = np.nan
     columns = columns_of(pa.table({"site": site}), 5)
-    (row,) = searched(MODEL, ids, error, columns, first_half(ids), EvaluationConfig())
+    (row,) = confirmed(searched(MODEL, ids, error, columns, ids, EvaluationConfig()), EvaluationConfig())
     assert row["confirmed"] and row["members"] == [i for i, s in zip(ids[50:], site[50:], strict=True) if s == "b"]
 
 
