@@ -137,7 +137,8 @@ def build(project: Project) -> Stage:
 
     @stage.table(
         "comparisons",
-        inputs=(*SAID, *FACTS, "models", "declared_slices"),
+        inputs=(*SAID, *FACTS, "masks", "models", "declared_slices"),
+        code="2",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.trust.iou],
         condition=follows(),
     )
@@ -145,7 +146,8 @@ def build(project: Project) -> Stage:
         """Every two models on the same test images: the difference, its interval, and whether it is beyond chance."""
         models, splits = everything_said(work)
         truth, slices_ = work.read("ground_truth"), work.read("declared_slices")
-        found = compare(models, truth, splits, slices_, work.config, producers_of(work))
+        drawn = work.read("masks"), work.read("images")
+        found = compare(models, truth, splits, slices_, work.config, producers_of(work), *drawn)
         work.show(comparisons=preview(found, limit=60))
         return found
 

@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline.config import ProjectConfig
-from pipeline.evaluate.detection import ap50_draws
-from pipeline.evaluate.rows import SPLITS, divided, members_by_slice, producers_of, sample_weights
+from pipeline.evaluate.detection import draws
+from pipeline.evaluate.rows import SPLITS, Resampling, divided, members_by_slice, producers_of
 from pipeline.evaluate.run import answers, scenes, thresholds_of
 from pipeline.evaluate.scene import Scene
 
@@ -87,8 +87,8 @@ def paired_draws(
     Returns:
         Rows of DRAWS; a draw that holds no object is null.
     """
-    size = config.evaluation.bootstrap
-    found = paired_values(models, ground_truth, splits, slices_of_images, config, size, producers)
+    plain = Resampling(config.evaluation.bootstrap, config.evaluation.level)
+    found = paired_values(models, ground_truth, splits, slices_of_images, config, plain, ["AP50"], producers)
     return pa.Table.from_pylist([_draw_row(paired) for paired in found], schema=DRAWS)
 
 
@@ -97,8 +97,9 @@ class Paired:
     """One model on one slice of test.
 
     Attributes:
-        metric: AP50 or accuracy. values: (1 + draws,) of all images, then of each bootstrap sample, NaN where
-            undefined. images: how many. right: (images,) whether it named the class; None of a detector.
+        metric: one of COCO's numbers, or accuracy. values: of all images, and then what the resampling's weights
+            made of it, NaN where undefined. images: how many. right: (images,) whether it named the class;
+            None of a detector.
     """
 
     model: str
@@ -115,17 +116,23 @@ def paired_values(
     splits: pa.Table,
     slices_of_images: pa.Table,
     config: ProjectConfig,
-    draws: int,
+    resampling: Resampling,
+    metrics: Sequence[str],
     producers: Iterable[str] = (),
 ) -> Iterator[Paired]:
-    """Every model on every slice, draw k of a slice from the same images for all."""
+    """Every model on every slice, draw k of a slice from the same images for all.
+
+    Args:
+        metrics: of COCO's numbers, those wanted of detectors. Classifiers have accuracy.
+    """
     names, task = producers_of(models, producers), config.task
     held = answers if task == "classification" else scenes
     for model, split, ids, said in held(models, ground_truth, splits, config, names, SPLITS[1:]):
         for name, members in members_by_slice(slices_of_images, ids).items():
-            weights = sample_weights(len(members), draws, split, name)
+            weights = resampling.weights(len(members), split, name)
             if isinstance(said, Scene):
-                yield Paired(model, name, "AP50", ap50_draws(said, members, weights), len(members), None)
+                for metric, values in draws(said.ranking.on(members), weights, metrics).items():
+                    yield Paired(model, name, metric, values, len(members), None)
             else:
                 right = said.right[members]
                 values = divided(weights @ right, weights.sum(axis=1))

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from itertools import combinations
 from typing import Any
 
@@ -15,7 +16,10 @@ from scipy.stats import binomtest
 from pipeline import schema
 from pipeline.config import ProjectConfig
 from pipeline.evaluate.compare import Paired, paired_values
-from pipeline.intervals import holm, percentile
+from pipeline.evaluate.detection import draws
+from pipeline.evaluate.mask_ap import PREFIX, mask_rankings
+from pipeline.evaluate.rows import SPLITS, Resampling, members_by_slice
+from pipeline.intervals import holm
 
 LEAST_DRAWS = 2000  # fewer cannot tell small p-values, which the correction needs
 Floats = NDArray[np.float64]
@@ -28,32 +32,61 @@ def compare(
     slices_of_images: pa.Table,
     config: ProjectConfig,
     producers: Iterable[str] = (),
+    masks: pa.Table | None = None,
+    images: pa.Table | None = None,
 ) -> pa.Table:
     """The table `comparisons`: every two models on test, on all images and on each declared slice.
 
-    Detection: AP50 of both on the same bootstrap samples of images; the p-value is twice the smaller share of
-    samples on either side of no difference, itself counted as one. Classification: accuracy, and McNemar's exact
-    test on the images of which the two say different things. `corrected` is Holm's, over all rows.
+    Detection: AP50, AP, and with `masks` mask_AP50, of both on the same bootstrap samples of images; the p-value is
+    twice the smaller share of samples on either side of no difference, itself counted as one. Classification:
+    accuracy, and McNemar's exact test on the images of which the two say different things. Intervals of the
+    difference are of the kind that `evaluation.interval` asks for. `corrected` is Holm's, over all rows of a metric.
 
     `better` names the model that is, where `corrected` is below 1 - level; else it is null.
+
+    Args:
+        masks, images: those tables, for masks; without them only boxes are compared.
     """
-    draws, level = max(config.evaluation.bootstrap, LEAST_DRAWS), config.evaluation.level
-    by_slice: dict[str, list[Paired]] = defaultdict(list)
-    for paired in paired_values(models, ground_truth, splits, slices_of_images, config, draws, producers):
-        by_slice[paired.slice].append(paired)
-    rows = [_row(a, b, level) for found in by_slice.values() for a, b in combinations(found, 2)]
-    return _corrected([row for row in rows if row is not None], level)
+    own = Resampling.of(config.evaluation)
+    resampling = replace(own, draws=max(own.draws, LEAST_DRAWS))
+    where = (models, ground_truth, splits, slices_of_images, config)
+    found = list(paired_values(*where, resampling, ["AP50", "AP"], producers))
+    if masks is not None and images is not None:
+        found += _paired_masks(*where, resampling, masks, images)
+    alike: dict[tuple[str, str], list[Paired]] = defaultdict(list)
+    for paired in found:
+        alike[paired.metric, paired.slice].append(paired)
+    rows = [_row(a, b, resampling) for several in alike.values() for a, b in combinations(several, 2)]
+    return _corrected([row for row in rows if row is not None], resampling.level)
 
 
-def _row(a: Paired, b: Paired, level: float) -> dict[str, Any] | None:
+def _paired_masks(
+    models: pa.Table,
+    ground_truth: pa.Table,
+    splits: pa.Table,
+    slices_of_images: pa.Table,
+    config: ProjectConfig,
+    resampling: Resampling,
+    masks: pa.Table,
+    images: pa.Table,
+) -> Iterator[Paired]:
+    said = mask_rankings(models, masks, ground_truth, images, splits, config.ontology.names, SPLITS[1:])
+    for model, split, ids, ranking in said:
+        for name, members in members_by_slice(slices_of_images, ids).items():
+            weights = resampling.weights(len(members), split, name)
+            values = draws(ranking.on(members), weights, ["AP50"])["AP50"]
+            yield Paired(model, name, f"{PREFIX}AP50", values, len(members), None)
+
+
+def _row(a: Paired, b: Paired, resampling: Resampling) -> dict[str, Any] | None:
     difference = a.values - b.values
     if not np.isfinite(difference[0]):
         return None
-    low, high = percentile(difference[1:], level) if len(difference) > 1 else (None, None)
+    low, high = (None if np.isnan(end) else end for end in resampling.limits([difference])[0].tolist())
     if a.right is not None and b.right is not None:
         p_value: float | None = _mcnemar(a.right, b.right)
     else:
-        p_value = _bootstrap(difference[1:])
+        p_value = _bootstrap(difference[1 : 1 + resampling.draws])
     return {
         "model": a.model,
         "other": b.model,
@@ -64,7 +97,7 @@ def _row(a: Paired, b: Paired, level: float) -> dict[str, Any] | None:
         "difference": float(difference[0]),
         "low": low,
         "high": high,
-        "level": level,
+        "level": resampling.level,
         "p_value": p_value,
         "images": a.images,
     }
@@ -84,9 +117,10 @@ def _mcnemar(right: NDArray[np.bool_], other: NDArray[np.bool_]) -> float:
 
 
 def _corrected(rows: list[dict[str, Any]], level: float) -> pa.Table:
-    tested = [row for row in rows if row["p_value"] is not None]
-    for row, corrected in zip(tested, holm(np.array([r["p_value"] for r in tested])).tolist(), strict=True):
-        row["corrected"] = corrected
-        if corrected < 1 - level:
-            row["better"] = row["model"] if row["difference"] > 0 else row["other"]
+    for metric in {row["metric"] for row in rows}:
+        tested = [row for row in rows if row["metric"] == metric and row["p_value"] is not None]
+        for row, corrected in zip(tested, holm(np.array([r["p_value"] for r in tested])).tolist(), strict=True):
+            row["corrected"] = corrected
+            if corrected < 1 - level:
+                row["better"] = row["model"] if row["difference"] > 0 else row["other"]
     return schema.table("comparisons").from_rows(rows)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -70,9 +70,9 @@ def _add_costs(metrics: Metrics, where: Mapping[str, str], scene: Scene, members
         metrics.add(where, f"dAP_{kind}", np.array([cost]), number[kind], len(members))
 
 
-def ap50_draws(scene: Scene, members: NDArray[np.int64], weights: NDArray[np.int32]) -> NDArray[np.float64]:
-    """(D,) AP50 over all classes under each row of `weights` (D, images of the slice)."""
-    return mean_of_defined(resampled(scene.ranking.on(members), weights, ["AP50"])["AP50"], 0)
+def draws(part: Ranking, weights: NDArray[np.int32], metrics: Iterable[str]) -> dict[str, NDArray[np.float64]]:
+    """(D,) of each of COCO's numbers over all classes under each row of `weights` (D, images)."""
+    return {name: mean_of_defined(values, 0) for name, values in resampled(part, weights, metrics).items()}
 
 
 def curve_rows(scene: Scene, where: Mapping[str, str]) -> list[dict[str, Any]]:

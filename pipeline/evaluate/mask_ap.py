@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import pairwise
 
@@ -47,25 +48,34 @@ def mask_precision(
             of which nobody knows the shape, so they neither count nor excuse anything.
         images: for the masks' sizes.
     """
-    metrics = Metrics(Resampling.of(config.evaluation))
+    metrics, classes = Metrics(Resampling.of(config.evaluation)), config.ontology.names
+    for model, split, ids, whole in mask_rankings(models, masks, ground_truth, images, splits, classes):
+        for name, members in members_by_slice(slices_of_images, ids).items():
+            where = {"model": model, "split": split, "slice": name}
+            weights = metrics.resampling.weights(len(members), split, name)
+            add_coco(metrics, where, whole.on(members), classes, weights, PREFIX)
+    return metrics.table()
+
+
+def mask_rankings(
+    models: pa.Table,
+    masks: pa.Table,
+    ground_truth: pa.Table,
+    images: pa.Table,
+    splits: pa.Table,
+    classes: list[str],
+    which: Iterable[str] = SPLITS,
+) -> Iterator[tuple[str, str, list[str], Ranking]]:
+    """(model, split, ids of images with people's masks, ranking) of every model whose boxes have masks."""
     said = _joined(models, masks)
-    if not said.num_rows:
-        return metrics.table()
     drawn = ground_truth.filter(pc.is_valid(ground_truth["mask"]))
-    classes = config.ontology.names
     with_masks = set(drawn["image_id"].unique().to_pylist())
     for model in producers_of(said):
         mine = said.filter(pc.equal(said["producer"], model))
-        for split in SPLITS:
+        for split in which:
             ids = [i for i in held_out(splits, split) if i in with_masks]
-            if not ids:
-                continue
-            whole = ranking(mine, drawn, images, ids, classes)
-            for name, members in members_by_slice(slices_of_images, ids).items():
-                where = {"model": model, "split": split, "slice": name}
-                weights = metrics.resampling.weights(len(members), split, name)
-                add_coco(metrics, where, whole.on(members), classes, weights, PREFIX)
-    return metrics.table()
+            if ids:
+                yield model, split, ids, ranking(mine, drawn, images, ids, classes)
 
 
 def ranking(seen: pa.Table, truth: pa.Table, images: pa.Table, ids: list[str], classes: list[str]) -> Ranking:

@@ -19,6 +19,7 @@ from pipeline.intervals import bca, percentiles, resamples
 SPLITS = ("val", "test")
 ALL = "all"
 BACKGROUND = "background"
+LEFT_OUT = 500  # groups of images that are left out in turn, at most
 SHARES = ["producer", "image_id", "class_name", "share"]
 _COLUMNS = [c.name for c in schema.ANNOTATION]
 
@@ -79,7 +80,12 @@ def sample_weights(images: int, draws: int, *what: Any) -> NDArray[np.int32]:
 
 @dataclass(frozen=True)
 class Resampling:
-    """How intervals are made: of so many bootstrap samples, at a level, by percentiles or by BCa."""
+    """How intervals are made: of so many bootstrap samples, at a level, by percentiles or by BCa.
+
+    BCa's acceleration is the skewness of what single images weigh in a quantity (Efron 1987), told by leaving each
+    out. Of more than LEFT_OUT images so many random groups are left out instead, as the moments of independent
+    weights add up: so no matrix grows with the square of the images.
+    """
 
     draws: int
     level: float
@@ -90,11 +96,13 @@ class Resampling:
         return cls(config.bootstrap, config.level, config.interval == "bca")
 
     def weights(self, images: int, *what: Any) -> NDArray[np.int32]:
-        """As `sample_weights`, and for BCa a row for each image that is left out."""
+        """As `sample_weights`, and for BCa a row for each image, or group of images, that is left out."""
         rows = sample_weights(images, self.draws, *what)
         if not self.bca or images < 2:
             return rows
-        return np.concatenate([rows, np.ones((images, images), np.int32) - np.eye(images, dtype=np.int32)])
+        groups = min(images, LEFT_OUT)
+        kept = np.arange(images) % groups != np.arange(groups)[:, None]  # ids are hashes: such groups are random
+        return np.concatenate([rows, kept.astype(np.int32)])
 
     def limits(self, values: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
         """(n, 2) intervals of n quantities, of each the value and then what `weights` made of it."""

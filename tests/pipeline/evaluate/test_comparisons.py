@@ -7,6 +7,8 @@ import pyarrow as pa
 import pytest
 from scipy.stats import binom
 
+from pipeline import masks as rle
+from pipeline import schema
 from pipeline.evaluate import compare, evaluate
 from pipeline.intervals import holm
 
@@ -41,11 +43,40 @@ def test_boxes_are_compared_on_the_same_samples(tables) -> None:
     poor = [(i, c, np.array(b) + generator.integers(-4, 5, 4), generator.random()) for i, c, b in boxes]
     models = pa.concat_tables([good, tables.boxes(poor, "poor@1#0")])
     config, splits = tables.config(CLASSES), tables.splits(ids)
-    (row,) = compare(models, truth, splits, tables.members({}), config).to_pylist()
+    rows = compare(models, truth, splits, tables.members({}), config).to_pylist()
     evaluation = evaluate(models, truth, splits, tables.members({}), config)["evaluation"]
-    for model, name in (("good@1#0", "value"), ("poor@1#0", "other_value")):
-        assert row[name] == pytest.approx(tables.metric(evaluation, "AP50", model=model)["value"])
-    assert row["better"] == "good@1#0" and row["p_value"] == pytest.approx(2 / 2001) and row["low"] > 0
+    assert [row["metric"] for row in rows] == ["AP50", "AP"]
+    for row in rows:
+        for model, name in (("good@1#0", "value"), ("poor@1#0", "other_value")):
+            assert row[name] == pytest.approx(tables.metric(evaluation, row["metric"], model=model)["value"])
+        assert row["better"] == "good@1#0" and row["low"] > 0
+        assert row["p_value"] == row["corrected"] == pytest.approx(2 / 2001)  # one look a metric
+
+
+def test_masks_are_compared_where_people_drew_some(tables) -> None:
+    ids = [f"i{k:02d}" for k in range(20)]
+    disc, half = np.zeros((100, 100), bool), np.zeros((100, 100), bool)
+    disc[10:50, 10:50], half[10:50, 10:28] = True, True
+    box = (10, 10, 50, 50)
+    truth = tables.truth([(i, "a", box) for i in ids], mask=[rle.encode(disc)] * 15 + [None] * 5)
+    models = [tables.boxes([(i, "a", box, 0.9) for i in ids], m) for m in ("one@1#0", "two@1#0")]
+    drawn = schema.table("masks").from_rows(
+        [
+            {"annotation_id": a, "image_id": i, "batch": "b", "producer": "sam@1#0", "mask": rle.encode(mask),
+             "area": int(mask.sum()), "score": 0.9}
+            for table, mask in zip(models, (disc, half), strict=True)
+            for a, i in zip(table["annotation_id"].to_pylist(), ids, strict=True)
+        ]
+    )  # fmt: skip
+    config, members = tables.config(CLASSES), tables.members({"few": ids[:4]})
+    found = compare(
+        pa.concat_tables(models), truth, tables.splits(ids), members, config, (), drawn, tables.images(ids)
+    ).to_pylist()
+    boxes, masks = ([r for r in found if r["metric"].startswith("mask") == m] for m in (False, True))
+    assert {r["difference"] for r in boxes} == {0} and {r["better"] for r in boxes} == {None}
+    assert [(r["slice"], r["images"], r["difference"], r["better"]) for r in masks] == [
+        ("all", 15, pytest.approx(1), "one@1#0"), ("few", 4, pytest.approx(1), "one@1#0"),
+    ]  # fmt: skip
 
 
 def test_two_equal_models_are_rarely_told_apart(tables) -> None:
@@ -59,8 +90,8 @@ def test_two_equal_models_are_rarely_told_apart(tables) -> None:
             tables.boxes([(i, "a", (0, 0, 10, 10 if generator.random() < 0.7 else 3), 0.5) for i in ids], m)
             for m in ("one@1#0", "two@1#0")
         ]
-        (row,) = compare(pa.concat_tables(said), truth, tables.splits(ids), tables.members({}), config).to_pylist()
-        alarms += row["better"] is not None
+        rows = compare(pa.concat_tables(said), truth, tables.splits(ids), tables.members({}), config).to_pylist()
+        alarms += rows[0]["better"] is not None
     assert alarms <= 11  # 5 expected; 11 are exceeded by chance once in 170
 
 
@@ -69,5 +100,5 @@ def test_nothing_to_compare(tables) -> None:
     one = tables.boxes([("x", "a", (0, 0, 9, 9), 0.9)])
     config = tables.config(CLASSES)
     assert compare(one, truth, tables.splits(["x"]), tables.members({}), config).num_rows == 0
-    (row,) = compare(one, truth, tables.splits(["x"]), tables.members({}), config, ["silent@1#0"]).to_pylist()
+    row, _ = compare(one, truth, tables.splits(["x"]), tables.members({}), config, ["silent@1#0"]).to_pylist()
     assert row["p_value"] is None and row["difference"] == pytest.approx(1.0)  # one image cannot be resampled
