@@ -13,6 +13,7 @@ import pyarrow as pa
 from pipeline import plots, schema
 from pipeline.images import Pixels, Reader
 
+HUMAN, MODEL = "#f8fafc", "#2dd4bf"  # colours of boxes
 _CELL = 288  # pixels: sharp at half that width on a dense screen
 _CONTEXT = 1.2  # a cropped box is shown with this many of its own sides around it
 _LEAST_CROP = 72  # pixels

@@ -13,8 +13,11 @@ import pyarrow.compute as pc
 from pipeline import plots, schema
 from pipeline.config import ProjectConfig
 from pipeline.ids import producer_name
+from pipeline.report.comparing import comparisons
+from pipeline.report.counting import count, distinct, round_robin
 from pipeline.report.drifting import drift
-from pipeline.report.gallery import Gallery, Shot, chart, marks
+from pipeline.report.failing import doubts, failures
+from pipeline.report.gallery import HUMAN, MODEL, Gallery, Shot, chart, marks
 from pipeline.store import Store
 
 Section = dict[str, Any] | None  # None: nothing has been made yet
@@ -30,7 +33,6 @@ _METRICS = (
     "recall",
     "count_mae",
 )
-_HUMAN, _MODEL = "#f8fafc", "#2dd4bf"
 
 
 class Tables:
@@ -63,6 +65,10 @@ class Tables:
         """Producer of the model in charge."""
         found = self.read("champion").column("model").to_pylist()
         return str(found[0]) if found else None
+
+    def judged(self, models: set[str]) -> str:
+        """The one of `models` that the report looks at closely: the model in charge, if it is among them."""
+        return self.champion if self.champion in models else sorted(models)[0]
 
 
 def verdict(tables: Tables, gallery: Gallery) -> Section:
@@ -106,21 +112,21 @@ def overview(tables: Tables, gallery: Gallery) -> Section:
         return None
     truth = tables.read("ground_truth")
     per_batch = {
-        "images": _count(images, "batch"),
-        "photos": _distinct(images, "batch", "parent_id"),
-        "labelled": _count(tables.read("annotated_images"), "batch"),
-        "boxes": _count(truth, "batch"),
-        "rejected": _count(rejected, "batch"),
+        "images": count(images, "batch"),
+        "photos": distinct(images, "batch", "parent_id"),
+        "labelled": count(tables.read("annotated_images"), "batch"),
+        "boxes": count(truth, "batch"),
+        "rejected": count(rejected, "batch"),
     }
-    splits = _count(tables.read("splits"), "batch", "split")
+    splits = count(tables.read("splits"), "batch", "split")
     names = sorted({b for counts in per_batch.values() for b in counts})
     batches = [
         {"name": b, **{k: counts.get(b, 0) for k, counts in per_batch.items()}}
         | {s: splits.get((b, s), 0) for s in ("train", "val", "test", "unlabelled")}
         for b in names
     ]
-    reasons = sorted(_count(rejected, "reason").items(), key=lambda i: (-i[1], i[0]))
-    classes = sorted(_count(truth, "class_name").items(), key=lambda i: (-i[1], i[0]))[:20]
+    reasons = sorted(count(rejected, "reason").items(), key=lambda i: (-i[1], i[0]))
+    classes = sorted(count(truth, "class_name").items(), key=lambda i: (-i[1], i[0]))[:20]
     shown = rejected.sort_by([("batch", "ascending"), ("file_name", "ascending")]).slice(0, 25)
     return {
         "batches": batches,
@@ -169,11 +175,11 @@ def quality(tables: Tables, gallery: Gallery) -> Section:
     return {
         "images": rows.num_rows,
         "flagged": issues.select(["image_id", "batch"]).group_by(["image_id", "batch"]).aggregate([]).num_rows,
-        "issues": sorted(_count(issues, "issue").items(), key=lambda i: (-i[1], i[0])),
+        "issues": sorted(count(issues, "issue").items(), key=lambda i: (-i[1], i[0])),
         "limits": [r for r in tables.read("quality_limits").to_pylist() if r["source"] == "learned"],
         "pictures": gallery.pictures(_flagged_shots(issues)),
         "pairs": pairs.num_rows,
-        "kinds": sorted(_count(pairs, "kind").items()),
+        "kinds": sorted(count(pairs, "kind").items()),
         "duplicates": _duplicate_pictures(pairs, gallery),
     }
 
@@ -197,7 +203,7 @@ def _flagged_shots(issues: pa.Table) -> list[Shot]:
 def _duplicate_pictures(pairs: pa.Table, gallery: Gallery) -> list[Any]:
     """The kept image beside its duplicate, for four pairs, of every kind if possible."""
     rows = pairs.sort_by([("kind", "ascending"), ("distance", "ascending"), ("image_id", "ascending")]).to_pylist()
-    chosen = _round_robin(rows, "kind", 4)
+    chosen = round_robin(rows, "kind", 4)
     shots = []
     for row in chosen:
         shots.append(Shot(row["duplicate_of"], "kept"))
@@ -211,7 +217,7 @@ def labels(tables: Tables, gallery: Gallery) -> Section:
     if not rows.num_rows and not trust.num_rows:
         return None
     order = list(plots.STATUS_COLOURS)
-    counts = _count(rows, "status")
+    counts = count(rows, "status")
     statuses = [
         {"name": s, "count": counts[s], "colour": plots.STATUS_COLOURS.get(s, plots.SOFT)}
         for s in sorted(counts, key=lambda s: (order.index(s) if s in order else len(order), s))
@@ -246,7 +252,7 @@ def _label_shots(rows: pa.Table) -> list[Shot]:
     found = rows.group_by(["batch", "image_id"]).aggregate([([], "count_all")])
     candidates = found.sort_by([("batch", "ascending"), ("image_id", "ascending")]).to_pylist()
     shots = []
-    for row in _round_robin(candidates, "batch", 12):
+    for row in round_robin(candidates, "batch", 12):
         mine = schema.where_in(rows, "image_id", [row["image_id"]])
         drawn = tuple(
             mark
@@ -334,7 +340,7 @@ def slices(tables: Tables, gallery: Gallery) -> Section:
     rows = tables.read("slices").to_pylist()
     if not rows:
         return None
-    model = _judged(tables, {r["model"] for r in rows})
+    model = tables.judged({r["model"] for r in rows})
     mine = [r for r in rows if r["model"] == model and r["value"] is not None and r["rest"] is not None]
     # By p-value, so that it does not matter whether more or less of the metric is better.
     worst = sorted(mine, key=lambda r: (not r["confirmed"], 1.0 if r["p_value"] is None else r["p_value"], r["slice"]))
@@ -374,10 +380,6 @@ def _watched(tables: Tables, model: str, rows: list[dict[str, Any]]) -> list[dic
     return [{"title": "Slices from run to run", "uri": chart(plots.slice_history(history, shown, form="svg"))}]
 
 
-def _judged(tables: Tables, models: set[str]) -> str:
-    return tables.champion if tables.champion in models else sorted(models)[0]
-
-
 def _compared(tables: Tables, model: str, image_ids: list[str]) -> list[Shot]:
     """Images with people's boxes and those of the model."""
     truth = schema.where_in(tables.read("ground_truth"), "image_id", image_ids)
@@ -390,41 +392,8 @@ def _compared(tables: Tables, model: str, image_ids: list[str]) -> list[Shot]:
         machine = schema.where_in(answers, "image_id", [image_id])
         actual = ", ".join(sorted(set(people.filter(pc.is_null(people.column("x1"))).column("class_name").to_pylist())))
         caption = actual or f"{people.num_rows} by people, {machine.num_rows} by the model"
-        shots.append(Shot(image_id, caption, marks=marks(people, _HUMAN) + marks(machine, _MODEL)))
+        shots.append(Shot(image_id, caption, marks=marks(people, HUMAN) + marks(machine, MODEL)))
     return shots
-
-
-def failures(tables: Tables, gallery: Gallery) -> Section:
-    """Misses and false alarms, counted and shown."""
-    rows = tables.read("failures")
-    if not rows.num_rows:
-        return None
-    model = _judged(tables, set(rows.column("model").to_pylist()))
-    mine = rows.filter(pc.equal(rows.column("model"), model))
-    causes = Counter(c for found in mine.column("causes").to_pylist() for c in found)
-    order = [("error", "ascending"), ("cost", "descending"), ("score", "descending"), ("annotation_id", "ascending")]
-    ranked = mine.sort_by(order)
-    chosen = _round_robin(ranked.to_pylist(), "error", 12)
-    return {
-        "model": model,
-        "errors": [
-            {"name": e, "count": n, "colour": plots.ERROR_COLOURS.get(e, plots.SOFT)}
-            for e, n in sorted(_count(mine, "error").items(), key=lambda i: (-i[1], i[0]))
-        ],
-        "causes": sorted(causes.items(), key=lambda i: (-i[1], i[0])),
-        "pictures": gallery.pictures([_failure_shot(row) for row in chosen]),
-        "others": sorted(_count(rows, "model").items()),
-    }
-
-
-def _failure_shot(row: dict[str, Any]) -> Shot:
-    colour = plots.ERROR_COLOURS.get(row["error"], plots.SOFT)
-    box = () if row["x1"] is None else (((row["x1"], row["y1"], row["x2"], row["y2"]), colour),)
-    score = "" if row["score"] is None else f", score {row['score']:.2f}"
-    causes = ", ".join(row["causes"]).replace("_", " ")
-    if row["confused_with"]:
-        causes = causes.replace("confused", f"confused with {row['confused_with']}")
-    return Shot(row["image_id"], f"{row['error']}: {row['class_name']}{score}", causes, box, crop=True)
 
 
 def costs(tables: Tables, gallery: Gallery) -> Section:
@@ -461,7 +430,7 @@ def models(tables: Tables, gallery: Gallery) -> Section:
         "champion": champion,
         "deployed": deployed,
         "training_rows": tables.read("training_set").num_rows,
-        "origins": sorted(_count(tables.read("training_set"), "origin").items()),
+        "origins": sorted(count(tables.read("training_set"), "origin").items()),
         "charts": [
             {
                 "title": f"Training loss of {producer_name(m['model'])}",
@@ -476,8 +445,8 @@ def provenance(tables: Tables, gallery: Gallery) -> Section:
     """Who made which rows, and the receipts of the tables."""
     producers: Counter[tuple[str, str]] = Counter()
     for name in ("ground_truth", "detections", "masks", "tags", "labels", "predictions"):
-        producers.update({(p, name): n for p, n in _count(tables.read(name), "producer").items()})
-    producers.update({(p, "embeddings"): n for p, n in _count(tables.read("embeddings"), "encoder").items()})
+        producers.update({(p, name): n for p, n in count(tables.read(name), "producer").items()})
+    producers.update({(p, "embeddings"): n for p, n in count(tables.read("embeddings"), "encoder").items()})
     made = [_made(tables.store, n) for n in schema.TABLES if n != "report" and tables.store.exists(n)]
     if not made:
         return None
@@ -507,43 +476,12 @@ SECTIONS: dict[str, Callable[[Tables, Gallery], Section]] = {
     "quality": quality,
     "labels": labels,
     "metrics": metrics,
+    "comparisons": comparisons,
     "slices": slices,
     "failures": failures,
+    "doubts": doubts,
     "drift": drift,
     "costs": costs,
     "models": models,
     "provenance": provenance,
 }
-
-
-# -- counting -------------------------------------------------------------------------------------
-
-
-def _count(rows: pa.Table, *columns: str) -> dict[Any, int]:
-    """How many rows each value (or tuple of values) has."""
-    counted = rows.group_by(list(columns)).aggregate([([], "count_all")])
-    keys = zip(*(counted.column(c).to_pylist() for c in columns), strict=True)
-    values = counted.column("count_all").to_pylist()
-    return {k if len(columns) > 1 else k[0]: n for k, n in zip(keys, values, strict=True)}
-
-
-def _distinct(rows: pa.Table, group: str, column: str) -> dict[str, int]:
-    """How many different values of `column` each value of `group` has."""
-    counted = rows.group_by([group]).aggregate([(column, "count_distinct")])
-    return dict(
-        zip(
-            counted.column(group).to_pylist(),
-            counted.column(f"{column}_count_distinct").to_pylist(),
-            strict=True,
-        )
-    )
-
-
-def _round_robin(rows: list[dict[str, Any]], key: str, limit: int) -> list[dict[str, Any]]:
-    """Up to `limit` rows, taken from the values of `key` in turn, the order within each kept."""
-    groups: dict[Any, list[dict[str, Any]]] = defaultdict(list)
-    for row in rows:
-        groups[row[key]].append(row)
-    longest = max((len(g) for g in groups.values()), default=0)
-    turns = [group[i] for i in range(longest) for group in groups.values() if i < len(group)]
-    return turns[:limit]

@@ -217,9 +217,30 @@ def fabricate(store: Store, photos: list[Path], file_name: str = "") -> None:
         [
             {"model": FCOS, "image_id": k, "batch": batch_of[k], "annotation_id": f"f{k[:10]}{n}", "class_name": "Tree",
              "error": errors[n % 4], "score": None if n % 4 == 0 else 0.4 + 0.1 * n, "iou": 0.3, "x1": b[0], "y1": b[1],
-             "x2": b[2], "y2": b[3], "causes": ["small"] if n % 2 else ["crowded", "unlike_training"]}
+             "x2": b[2], "y2": b[3], "causes": ["small"] if n % 2 else ["crowded", "unlike_training"],
+             "nearest": [*ids[:3], "an image that is gone"]}
             for k in ids
             for n, b in enumerate(boxes[k][:4])
+        ],
+    )  # fmt: skip
+    write(
+        "label_errors",
+        [
+            {"model": FCOS, "image_id": k, "batch": batch_of[k], "annotation_id": f"e{k[:10]}{n}", "class_name": EVIL,
+             "error": error, "suggested": "Tree", "suspicion": 0.93, "score": 0.8, "x1": b[0], "y1": b[1], "x2": b[2],
+             "y2": b[3]}
+            for k in ids
+            for n, (error, b) in enumerate(zip(("overlooked", "swapped"), boxes[k], strict=False))
+        ],
+    )  # fmt: skip
+    write(
+        "comparisons",
+        [
+            {"model": FCOS, "other": CROWNS, "slice": s, "metric": m, "value": 0.52, "other_value": 0.27,
+             "difference": 0.25, "low": 0.19, "high": 0.31, "level": 0.95, "p_value": 0.001, "corrected": 0.002,
+             "better": FCOS if s != "dense" else None, "images": 24}
+            for m in ("AP50", "AP")
+            for s in slices
         ],
     )  # fmt: skip
     reason = "AP50 is above the labeller's by more than both intervals, at a fraction of people's cost."
@@ -354,7 +375,8 @@ def test_every_section_is_filled(finished: tuple[Store, Path]) -> None:
     for expected in (
         "36files refused", "and 11 more", "blurry", "perceptual", "certified", "below the target", "site osbs",
         "count mae", "confirmed", "unlike training", "drifted", "like the reference", "4.0 min",
-        "fcos@1#a1b2c3d4", "Model card",
+        "fcos@1#a1b2c3d4", "Model card", "Which is better beyond chance", "0.19 to 0.31", "trained on: Tree",
+        "swapped: <script>", ", not Tree?", "suspicion 0.93, fcos",
     ):  # fmt: skip
         assert expected in text, expected
     assert 'alt="Slices from run to run"' in path.read_text()
@@ -385,7 +407,7 @@ def test_equal_tables_give_an_equal_file(finished: tuple[Store, Path], tmp_path:
 
 def test_an_empty_store_says_so_in_every_section(tmp_path: Path) -> None:
     page = Page(report.render(config(), Store(str(tmp_path)), Reader()).read_text())
-    assert page.text.count("Nothing yet") == 11
+    assert page.text.count("Nothing yet") == 12
     assert "no verdict yet" in page.text
 
 
@@ -394,7 +416,7 @@ def test_empty_tables_say_so_too(tmp_path: Path) -> None:
     for name, table in schema.TABLES.items():
         store.write(name, table.empty(), "a" if table.batched else None)
     page = Page(report.render(config(), store, Reader()).read_text())
-    assert page.text.count("Nothing yet") == 10  # provenance lists the empty tables
+    assert page.text.count("Nothing yet") == 11  # provenance lists the empty tables
 
 
 def test_each_table_may_be_missing_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
