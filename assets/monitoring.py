@@ -160,7 +160,7 @@ def show_drift(work: Work, tables: Mapping[str, pa.Table], images: pa.Table) -> 
         )
     for row in tables["drift"].to_pylist():
         if row["detectable"] is not None:
-            work.show(smallest_shift_caught=f"{row['detectable']:.2g} {row['unit']}")
+            work.show(smallest_shift_caught=f"{row['detectable']:.2g} {row['unit']}, at {row['alpha']:g}")
 
 
 def others(work: Work, name: str, image_ids: list[str]) -> pa.Table:

@@ -19,7 +19,7 @@ import numpy as np
 from common import in_turn, own_environment, peak_memory, report
 from scipy import stats
 
-from pipeline.drift.kernel import feature_statistic, image_kernel
+from pipeline.drift.kernel import feature_kernel, image_kernel
 from pipeline.drift.permutations import ks_parts, permutation_test
 
 ALIBI = "alibi-detect 0.13 MMDDrift"
@@ -78,7 +78,7 @@ def ours(pair: np.ndarray, permutations: int, draw: int = 0) -> tuple[float, flo
     everyone = np.arange(2 * pair.shape[1])
     kernel = image_kernel(pair.reshape(len(everyone), -1), everyone, len(everyone))
     in_batch = everyone >= pair.shape[1]
-    return *permutation_test(kernel.statistic(everyone), everyone, in_batch, permutations, draw)[:2], kernel.width
+    return *permutation_test(kernel.statistic, everyone, in_batch, permutations, draw)[:2], kernel.width
 
 
 def by_features(images: int, dimensions: int = 512, permutations: int = 199) -> float:
@@ -86,7 +86,7 @@ def by_features(images: int, dimensions: int = 512, permutations: int = 199) -> 
     pair = np.random.default_rng(2).standard_normal((2 * images, dimensions), np.float32)
     pair /= np.linalg.norm(pair, axis=1, keepdims=True)
     everyone = np.arange(2 * images)
-    statistic = feature_statistic(pair, everyone, len(everyone))
+    statistic = feature_kernel(pair, everyone, len(everyone)).statistic
     return permutation_test(statistic, everyone, everyone < images, permutations, 0)[1]
 
 

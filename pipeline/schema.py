@@ -1058,11 +1058,13 @@ TABLES: dict[str, Table] = {
                 Column("p_value", DOUBLE, "null when there is too little to test", True),
                 Column("drifted", BOOL, "p below the project's alpha"),
                 Column("alpha", DOUBLE, "level of the test"),
-                Column("images", LONG, "images of the batch"),
-                Column("reference_images", LONG, "images of the reference"),
+                Column("images", LONG, "images of the batch that were compared: a sample where `note` says so"),
+                Column("reference_images", LONG, "images of the reference, likewise"),
                 Column("note", STRING, "in words"),
                 Column("effect", DOUBLE, "size of the difference, in `unit`", True),
-                Column("detectable", DOUBLE, "smallest effect that so many images show with the power asked for", True),
+                Column(
+                    "detectable", DOUBLE, "smallest effect that so many images show, at `alpha` and `drift.power`", True
+                ),
                 Column("unit", STRING, "of effect and detectable", True),
                 Column(
                     "least_p", DOUBLE, "no smaller p-value is possible with so many locations; null: no bound", True
@@ -1134,7 +1136,7 @@ TABLES: dict[str, Table] = {
                 IMAGE,
                 Column("encoder", STRING, "producer of the vectors"),
                 Column("witness", DOUBLE, "mean kernel to the batch less that to the reference"),
-                Column("distance", DOUBLE, "squared MMD to the nearest reference image", True),
+                Column("distance", DOUBLE, "squared MMD to the nearest reference image; null outside a sample", True),
                 Column("region", INT, "as in drift_regions"),
             ),
             ("batch", "image_id", "encoder"),

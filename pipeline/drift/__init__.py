@@ -3,8 +3,11 @@
 **Same mixture?** `embedding_mmd`, `embedding_classifier`, `embedding_ks`, `appearance_ks`, `score_ks`, `count_ks`,
 `label_mix`, `score_mix` and `slice_mix` ask whether the batch and the reference are samples of one distribution.
 The first is the unbiased squared maximum mean discrepancy (Gretton et al. 2012) with a Gaussian kernel whose
-squared bandwidth is the median squared distance of the pooled vectors; beyond MAX_IMAGES a side it is computed
-from random features of all images.
+squared bandwidth is the median squared distance of the pooled vectors.
+
+Beyond MAX_IMAGES or MAX_VECTORS a side (`sides`), not every pair of images can be looked at. Then `embedding_mmd`, its
+witness and its power come from random features of all images; `embedding_novelty`, `appearance_novelty` and the
+classifier look at a sample, drawn by hash, and their notes say so; everything else counts all images.
 
 Their p-values come from permutations, and a permutation is only as good as what it exchanges. Tiles
 and windows of one photo are alike because they are neighbours, so exchanging *them* answers another

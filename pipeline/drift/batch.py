@@ -11,11 +11,11 @@ import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline.config import DriftConfig
-from pipeline.drift.kernel import ImageKernel, feature_statistic, image_kernel
+from pipeline.drift.kernel import FeatureKernel, ImageKernel, feature_kernel, image_kernel
 from pipeline.drift.mixes import Mix
 from pipeline.drift.novelty import prediction_test, reference_mahalanobis
 from pipeline.drift.permutations import Statistic, ks_parts, permutation_test, share_parts
-from pipeline.drift.sides import Blocks, Flags, Floats, Ints, Sides, thinned
+from pipeline.drift.sides import Blocks, Flags, Floats, Ints, Sides, block_sums, thinned
 from pipeline.ids import seed
 
 MEASURES = ("brightness", "contrast", "sharpness", "entropy", "colourfulness", "dark_share", "bright_share")
@@ -26,32 +26,50 @@ _NEAREST = 1e-4  # smallest cosine distance told apart from zero
 
 @dataclass(frozen=True)
 class Embedded:
-    """Images of both sides that have vectors.
+    """The n images of both sides that have vectors.
 
     Attributes:
-        images: (n,) their positions in `Sides`. means: (n, d) means of their vectors. kernel: of all images of the
-            sides. distance: squared MMD of all images of the sides to the nearest reference image.
+        images: (n,) their places in `Sides`. means: (n, d) means of their vectors.
+        kernel: between them, exact, or by random features where there are too many.
+        some: tests of the sample of images that take part in what needs every pair; all images where they are few.
+        sample: (k,) numbers, below n, of those in the sample. within: (k,) their places in the sample.
+        distance: (n,) squared MMD to the nearest reference image of the sample; NaN outside it.
     """
 
     images: Ints
     means: Floats
-    kernel: ImageKernel
+    kernel: ImageKernel | FeatureKernel
+    some: Tests
+    sample: Ints
+    within: Ints
     distance: Floats
 
 
 class Tests:
-    """Collects one row a test of one batch."""
+    """Collects one row a test of one batch.
 
-    def __init__(self, sides: Sides, config: DriftConfig) -> None:
+    Args:
+        whole: what these are a sample of.
+    """
+
+    def __init__(self, sides: Sides, config: DriftConfig, whole: Tests | None = None) -> None:
         self.sides = sides
         self.config = config
-        self.rows: list[dict[str, Any]] = []
+        self.whole = whole
+        self.rows: list[dict[str, Any]] = [] if whole is None else whole.rows
         self.at = {image: i for i, image in enumerate(sides.ids)}
         self.draw = seed("drift", sides.batch, config.permutations)
+
+    def of(self, places: Ints) -> Tests:
+        """Tests of some of the images only, with their rows among these."""
+        return self if len(places) == len(self.sides.ids) else Tests(self.sides.some(places), self.config, self)
 
     def add(
         self, test: str, subject: str, statistic: float | None, p_value: float | None, note: str, **more: Any
     ) -> None:
+        if self.whole is not None:
+            every = self.whole.sides.in_batch
+            note += f"; a sample of {every.sum():,} and {(~every).sum():,} images"
         self.rows.append(
             {
                 "batch": self.sides.batch,
@@ -74,32 +92,29 @@ class Tests:
         """(k,) number of the image of each of `ids`, -1 for those that are on neither side."""
         return np.array([self.at.get(i, -1) for i in ids], np.int64)
 
-    def embedding(self, encoder: str, ids: list[str], vectors: NDArray[np.float32], everyone: Sides) -> Embedded:
-        """Mixture and novelty; where `everyone` is more images than the sides, the mixture by random features."""
+    def embedding(self, encoder: str, ids: list[str], vectors: NDArray[np.float32]) -> Embedded:
+        """Mixture and novelty; where not every pair of images can be looked at, the mixture by random features."""
         owner = self.owners(ids)
         owner, points = owner[owner >= 0], vectors[owner >= 0]
-        few = thinned(owner, self.sides.in_batch)
-        owner, points = owner[few], points[few]
-        kernel = image_kernel(points, owner, len(self.at))
-        seen = np.flatnonzero(kernel.points)
-        if len(everyone.ids) > len(self.sides.ids):
-            all_ = Tests(everyone, self.config)
-            all_.mixture_by_features("embedding_mmd", encoder, ids, vectors)
-            self.rows += all_.rows
-        else:
-            self.mixture("embedding_mmd", encoder, seen, kernel.statistic(seen))
-        distance = kernel.nearest_reference(self.sides.in_batch, self.sides.neighbourhoods())
-        self.novelty("embedding_novelty", encoder, np.log(np.maximum(distance, _NEAREST)))
-        means = np.zeros((len(self.at), vectors.shape[1]))
-        np.add.at(means, owner, points)
-        return Embedded(seen, means[seen] / kernel.points[seen, None], kernel, distance)
-
-    def mixture_by_features(self, test: str, encoder: str, ids: list[str], vectors: NDArray[np.float32]) -> None:
-        owner = self.owners(ids)
-        statistic = feature_statistic(vectors[owner >= 0], owner[owner >= 0], len(self.at))
-        seen = np.flatnonzero(statistic.points)
-        self.mixture(test, encoder, seen, type(statistic)(statistic.values[seen], statistic.points[seen]))
-        self.rows[-1]["note"] += "; by random features"
+        images, number = np.unique(owner, return_inverse=True)
+        few = self.sides.sample()
+        near = np.flatnonzero(np.isin(owner, few))
+        near = near[thinned(owner[near], self.sides.in_batch)]
+        everything = len(near) == len(owner)
+        few = few if everything else np.unique(owner[near])
+        exact = image_kernel(points[near], np.searchsorted(few, owner[near]), len(few))
+        within = np.flatnonzero(exact.points)
+        kernel = exact.of(within) if everything else feature_kernel(points, number, len(images))
+        how = "" if everything else "; by random features"
+        self.mixture("embedding_mmd", encoder, images, kernel.statistic, how)
+        some = self.of(few)
+        apart = exact.nearest_reference(some.sides.in_batch, some.sides.neighbourhoods())
+        some.novelty("embedding_novelty", encoder, np.log(np.maximum(apart, _NEAREST)))
+        means = block_sums(points, number, len(images)) / kernel.points[:, None]
+        sample = np.searchsorted(images, few[within])
+        distance = np.full(len(images), np.nan)
+        distance[sample] = apart[within]
+        return Embedded(images, means, kernel, some, sample, within, distance)
 
     def measures(self, quality: pa.Table) -> Floats:
         """(n, 7) MEASURES of every image, NaN where there are none."""
@@ -112,8 +127,10 @@ class Tests:
         return values
 
     def appearance(self, values: Floats) -> None:
-        distance = reference_mahalanobis(values, self.sides.in_batch, self.sides.neighbourhoods(), RESOLUTION)
-        self.novelty("appearance_novelty", "quality", np.log(np.maximum(distance, _NEAREST)))
+        few = self.sides.sample()
+        some = self.of(few)
+        distance = reference_mahalanobis(values[few], some.sides.in_batch, some.sides.neighbourhoods(), RESOLUTION)
+        some.novelty("appearance_novelty", "quality", np.log(np.maximum(distance, _NEAREST)))
 
     def predictions(self, producer: str, rows: pa.Table) -> None:
         owner = self.owners(rows.column("image_id").to_pylist())
@@ -125,8 +142,10 @@ class Tests:
 
     def slice_mix(self, slices: Mapping[str, Collection[str]]) -> Floats:
         """Returns (n, slices) which images are in which."""
-        members = np.array([[i in images for images in map(set, slices.values())] for i in self.sides.ids], bool)
-        found = members.reshape(len(self.sides.ids), len(slices)).astype(np.float64)
+        found = np.zeros((len(self.sides.ids), len(slices)))
+        for column, images in enumerate(slices.values()):
+            places = self.owners(list(images))
+            found[places[places >= 0], column] = 1
         self.mixture("slice_mix", ", ".join(slices), np.arange(len(found)), share_parts(found))
         return found
 
@@ -139,13 +158,13 @@ class Tests:
             return None
         return Blocks.of(self.sides.location[owner], in_batch)
 
-    def mixture(self, test: str, subject: str, owner: Ints, parts: Statistic) -> None:
-        """One permutation test whose rows belong to the images `owner`."""
+    def mixture(self, test: str, subject: str, owner: Ints, parts: Statistic, how: str = "") -> None:
+        """One permutation test whose rows belong to the images `owner`; `how` ends its note."""
         blocks = self.blocks(test, subject, owner)
         if blocks is not None:
-            self.exchanged(test, subject, parts, blocks)
+            self.exchanged(test, subject, parts, blocks, how)
 
-    def exchanged(self, test: str, subject: str, parts: Statistic, blocks: Blocks, **more: Any) -> None:
+    def exchanged(self, test: str, subject: str, parts: Statistic, blocks: Blocks, how: str = "", **more: Any) -> None:
         """The row of a permutation test of `parts`."""
         statistic, p_value, least = permutation_test(
             parts, blocks.number, blocks.in_batch, self.config.permutations, self.draw, self.config.most_permutations
@@ -153,7 +172,7 @@ class Tests:
         note = f"{blocks.words}, exchanged whole"
         if least >= self.config.alpha:
             note += f"; too few to tell: no p below {least:.3g} is possible"
-        self.add(test, subject, statistic, p_value, note, least_p=least, **more)
+        self.add(test, subject, statistic, p_value, note + how, least_p=least, **more)
 
     def mixed(self, test: str, subject: str, mix: Mix, blocks: Blocks, shares: list[dict[str, Any]]) -> None:
         """The row of a chi-square test of disjoint categories, its effect being the PSI of `shares`."""

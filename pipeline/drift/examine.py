@@ -16,7 +16,7 @@ from pipeline.drift.batch import MEASURES, Embedded, Tests
 from pipeline.drift.classifier import LEAST_BLOCKS, held_out_auc
 from pipeline.drift.dimensions import by_dimension
 from pipeline.drift.mixes import Mix, label_mix, score_mix, slice_mix
-from pipeline.drift.power import UNIT, leading_direction, smallest_shift
+from pipeline.drift.power import POOL, UNIT, leading_direction, smallest_shift
 from pipeline.drift.regions import drivers
 from pipeline.drift.sides import Blocks, Floats, Ints, Sides
 
@@ -51,7 +51,7 @@ def test_batch(
     """
     tests = Tests(Sides.of(batch, images, reference), config)
     if vectors is not None and ids is not None:
-        tests.embedding(encoder, ids, vectors, Sides.of(batch, images, reference, most=None))
+        tests.embedding(encoder, ids, vectors)
     tests.appearance(tests.measures(quality))
     if predictions is not None:
         for producer in sorted(set(predictions.column("producer").to_pylist())):
@@ -81,7 +81,7 @@ def examine(
     """
     tests = Tests(Sides.of(batch, images, reference), config)
     rows: Rows = {name: [] for name in TABLES}
-    embedded = tests.embedding(encoder, ids, vectors, Sides.of(batch, images, reference, most=None))
+    embedded = tests.embedding(encoder, ids, vectors)
     _in_embeddings(tests, encoder, embedded, rows)
     measures = tests.measures(quality)
     tests.appearance(measures)
@@ -102,41 +102,43 @@ def examine(
 def _in_embeddings(tests: Tests, encoder: str, embedded: Embedded, rows: Rows) -> None:
     """Classifier, dimensions, regions and power."""
     names = [f"v{k}" for k in range(embedded.means.shape[1])]
-    _classifier(tests, encoder, embedded)
+    _classifier(encoder, embedded)
     _by_dimension(tests, "embedding_ks", encoder, embedded.images, embedded.means, names, rows)
     blocks = _both(tests, embedded.images)
     if blocks is None:
         return
-    config, seen = tests.config, embedded.images
+    config, side = tests.config, blocks.in_batch[blocks.number]
     if config.regions:
         rows["drift_regions"], rows["drift_images"] = drivers(
-            tests.sides.batch, encoder, [tests.sides.ids[i] for i in seen], embedded.means,
-            embedded.kernel.of(seen), embedded.distance[seen], blocks, config.regions, config.permutations, tests.draw,
+            tests.sides.batch, encoder, [tests.sides.ids[i] for i in embedded.images], embedded.means,
+            embedded.sample, embedded.kernel.witness(side), embedded.distance, blocks, config.regions,
+            config.permutations, tests.draw,
         )  # fmt: skip
-    own = ~blocks.in_batch[blocks.number]
-    direction, deviation = leading_direction(embedded.means[own])
-    here, there = int(blocks.in_batch.sum()), int((~blocks.in_batch).sum())
-    gap = abs(float((embedded.means[~own].mean(axis=0) - embedded.means[own].mean(axis=0)) @ direction))
+    pool = np.flatnonzero(~side)[:POOL]  # ids are hashes and sorted: the first ones are a sample
+    direction, deviation = leading_direction(embedded.means[pool])
+    along = embedded.means @ direction
     mmd = next(row for row in tests.rows if row["test"] == "embedding_mmd")
     mmd["unit"] = UNIT
-    mmd["effect"] = gap / deviation if deviation > 0 else None
+    mmd["effect"] = abs(float(along[side].mean() - along[~side].mean())) / deviation if deviation > 0 else None
     mmd["detectable"] = smallest_shift(
-        embedded.means[own], tests.sides.location[seen][own], here, there, embedded.kernel.width,
-        config.alpha, config.power, tests.draw,
+        embedded.means[pool], tests.sides.location[embedded.images[pool]], int(blocks.in_batch.sum()),
+        int((~blocks.in_batch).sum()), embedded.kernel.width, config.alpha, config.power, tests.draw,
     )  # fmt: skip
 
 
-def _classifier(tests: Tests, encoder: str, embedded: Embedded) -> None:
-    blocks = tests.blocks("embedding_classifier", encoder, embedded.images)
+def _classifier(encoder: str, embedded: Embedded) -> None:
+    """On the sample: learning from more tells little more, and takes long."""
+    some = embedded.some
+    blocks = some.blocks("embedding_classifier", encoder, embedded.within)
     if blocks is None:
         return
     if min(blocks.in_batch.sum(), (~blocks.in_batch).sum()) < LEAST_BLOCKS:
         note = f"{blocks.words}: too few to learn from one half and to test on the other"
-        tests.add("embedding_classifier", encoder, None, None, note)
+        some.add("embedding_classifier", encoder, None, None, note)
         return
-    auc, held_out = held_out_auc(embedded.means, blocks, tests.draw)
-    tests.exchanged("embedding_classifier", encoder, auc, held_out, unit="AUC on held-out locations")
-    tests.rows[-1]["effect"] = tests.rows[-1]["statistic"]
+    auc, held_out = held_out_auc(embedded.means[embedded.sample], blocks, some.draw)
+    some.exchanged("embedding_classifier", encoder, auc, held_out, unit="AUC on held-out locations")
+    some.rows[-1]["effect"] = some.rows[-1]["statistic"]
 
 
 def _by_dimension(tests: Tests, test: str, subject: str, images: Ints, values: Floats, names: Any, rows: Rows) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,6 +13,7 @@ from pipeline.drift.sides import Flags, Floats, Ints, block_sums
 from pipeline.ids import seed
 
 _ROWS = 1024  # kernel rows, or images' features, held at a time
+_SAMPLE = 2000  # points that the kernel's width is taken from
 FEATURES = 512
 
 
@@ -27,13 +29,24 @@ class ImageKernel:
     points: Floats
     width: float
 
-    def statistic(self, images: Ints) -> KernelMmd:
-        """The two-sample statistic over `images`: unbiased squared MMD of their points."""
-        return KernelMmd(self.sums[np.ix_(images, images)], self.points[images])
+    @property
+    def statistic(self) -> KernelMmd:
+        """The two-sample statistic: unbiased squared MMD of the images' points."""
+        return KernelMmd(self.sums, self.points)
 
     def of(self, images: Ints) -> ImageKernel:
-        """The kernel of some of the images."""
+        """The kernel of some of the images, sorted."""
+        if len(images) == len(self.points):
+            return self
         return ImageKernel(self.sums[np.ix_(images, images)], self.points[images], self.width)
+
+    def witness(self, in_batch: Flags) -> Floats:
+        """(n,) mean kernel to the batch's images less that to the reference's (Gretton et al. 2012, section 2.3).
+
+        Positive where the batch has more than the reference. Its mean over the batch less that over the reference
+        is the squared MMD (V-statistic) of images that count alike. Every image has points.
+        """
+        return np.asarray(self.sums @ _contrast(self.points, in_batch) / self.points, np.float64)
 
     def means(self) -> Floats:
         """(n, n) mean kernel between the points of two images; 0 for an image without."""
@@ -59,6 +72,40 @@ class ImageKernel:
         return np.where(np.isfinite(nearest), nearest, np.nan)
 
 
+@dataclass(frozen=True)
+class FeatureKernel:
+    """The same kernel approximately, as the product of random Fourier features (Rahimi & Recht 2007).
+
+    Attributes:
+        sums: (n, k) sums of the features of an image's points. points: (n,). width: as of ImageKernel.
+    """
+
+    sums: Floats
+    points: Floats
+    width: float
+
+    @property
+    def statistic(self) -> FeatureMmd:
+        """The two-sample statistic: unbiased squared MMD of the images' points."""
+        return FeatureMmd(self.sums, self.points)
+
+    def of(self, images: Ints) -> FeatureKernel:
+        """The kernel of some of the images, sorted."""
+        if len(images) == len(self.points):
+            return self
+        return FeatureKernel(self.sums[images], self.points[images], self.width)
+
+    def witness(self, in_batch: Flags) -> Floats:
+        """As of ImageKernel."""
+        apart = self.sums.T @ _contrast(self.points, in_batch)
+        return np.asarray(self.sums @ apart / self.points, np.float64)
+
+
+def _contrast(points: Floats, in_batch: Flags) -> Floats:
+    """(n,) weights of images that make a sum over points the batch's mean over images less the reference's."""
+    return np.where(in_batch, 1 / in_batch.sum(), -1 / (~in_batch).sum()) / points
+
+
 def image_kernel(vectors: NDArray[np.float32], owner: Ints, images: int) -> ImageKernel:
     """Kernel exp(-d^2 / w) between images, w being the median of d^2 over pairs of points.
 
@@ -67,28 +114,33 @@ def image_kernel(vectors: NDArray[np.float32], owner: Ints, images: int) -> Imag
     """
     order = np.argsort(owner, kind="stable")
     points, owner = np.asarray(vectors, np.float64)[order], owner[order]
-    squares = np.einsum("ij,ij->i", points, points)
-    width = median_distance(points) or 1.0
+    count = np.bincount(owner, minlength=images).astype(np.float64)
+    some = _sample(points)
+    apart = squared_distances(some, some)
+    width = _median(apart) or 1.0
+    if len(some) == len(points):
+        by_image = block_sums(_gaussian(apart, width), owner, images)
+        return ImageKernel(block_sums(by_image.T, owner, images), count, width)
     sums = np.zeros((images, images))
     for top in range(0, len(points), _ROWS):
         rows = slice(top, top + _ROWS)
-        apart = np.clip(squares[rows, None] + squares[None] - 2 * points[rows] @ points.T, 0, None)
-        by_image = block_sums(np.exp(np.divide(apart, -width, out=apart), out=apart).T, owner, images).T
+        values = _gaussian(squared_distances(points[rows], points), width)
+        by_image = block_sums(values.T, owner, images).T
         here, place = np.unique(owner[rows], return_inverse=True)
         sums[here] += block_sums(by_image, place.reshape(-1), len(here))
-    return ImageKernel(sums, np.bincount(owner, minlength=images).astype(np.float64), width)
+    return ImageKernel(sums, count, width)
 
 
-def feature_statistic(vectors: NDArray[np.float32], owner: Ints, images: int, features: int = FEATURES) -> FeatureMmd:
-    """The same statistic from random Fourier features (Rahimi & Recht 2007), in memory of (images, features).
+def feature_kernel(vectors: NDArray[np.float32], owner: Ints, images: int, features: int = FEATURES) -> FeatureKernel:
+    """The same kernel by random features, in memory of (images, features).
 
-    The error of a kernel value has a standard deviation of at most 1 / sqrt(features); the test stays exact, as
-    features do not depend on the sides.
+    The error of a kernel value has a standard deviation of at most 1 / sqrt(features); a test stays exact, as features
+    do not depend on the sides.
 
     Args:
         vectors, owner, images: as of `image_kernel`. features: an even number.
     """
-    width = median_distance(np.asarray(vectors[:: -(-len(vectors) // 2000) or 1], np.float64)) or 1.0
+    width = median_distance(np.asarray(_sample(vectors), np.float64)) or 1.0
     rng = np.random.default_rng(seed("random features", features))
     # exp(-d^2 / w) is the characteristic function of normals of variance 2 / w.
     waves = (rng.normal(size=(vectors.shape[1], features // 2)) * np.sqrt(2 / width)).astype(np.float32)
@@ -100,14 +152,36 @@ def feature_statistic(vectors: NDArray[np.float32], owner: Ints, images: int, fe
         values = np.concatenate([np.cos(phase), np.sin(phase)], axis=1) / np.sqrt(features / 2)
         here, place = np.unique(owner[rows], return_inverse=True)
         sums[here] += block_sums(values.astype(np.float64), place.reshape(-1), len(here))
-    return FeatureMmd(sums, np.bincount(owner, minlength=images).astype(np.float64))
+    return FeatureKernel(sums, np.bincount(owner, minlength=images).astype(np.float64), width)
+
+
+def squared_distances(one: Floats, other: Floats) -> Floats:
+    """(m, n) squared Euclidean distances of the rows of (m, d) and (n, d); of a table to itself in half the time."""
+    apart = one @ other.T  # NumPy sees `x @ x.T` and makes one triangle of it
+    apart *= -2
+    apart += np.einsum("ij,ij->i", one, one)[:, None]
+    apart += np.einsum("ij,ij->i", other, other)
+    return np.asarray(np.maximum(apart, 0, out=apart), np.float64)
 
 
 def median_distance(points: Floats) -> float:
     """Median of squared distances over pairs of at most 2,000 of the points; 0 for fewer than two."""
-    some = points[:: -(-len(points) // 2000) or 1]
-    if len(some) < 2:
+    some = _sample(points)
+    return _median(squared_distances(some, some))
+
+
+def _sample(points: NDArray[Any]) -> NDArray[Any]:
+    return points[:: -(-len(points) // _SAMPLE) or 1]
+
+
+def _median(apart: Floats) -> float:
+    """Of the pairs above the diagonal."""
+    if len(apart) < 2:
         return 0.0
-    squares = np.einsum("ij,ij->i", some, some)
-    apart = squares[:, None] + squares[None] - 2 * some @ some.T
-    return max(0.0, float(np.median(np.concatenate([row[i + 1 :] for i, row in enumerate(apart)]))))
+    pairs = np.concatenate([row[i + 1 :] for i, row in enumerate(apart)])
+    return float(np.median(pairs, overwrite_input=True))
+
+
+def _gaussian(apart: Floats, width: float) -> Floats:
+    """exp(-apart / width), in place."""
+    return np.asarray(np.exp(np.divide(apart, -width, out=apart), out=apart), np.float64)

@@ -9,7 +9,7 @@ from pipeline.drift.sides import Floats, Ints, numbered
 
 UNIT = "standard deviations along the reference's leading direction"
 LEAST_LOCATIONS = 20
-_POOL = 1000  # images that simulated batches are drawn from
+POOL = 1000  # images that simulated batches are drawn from, so that a kernel between all of them can be held
 _NULLS, _SHIFTED = 2000, 500
 _LARGEST = 8.0  # standard deviations
 _STEPS = 9
@@ -83,14 +83,12 @@ def smallest_shift(
     """Smallest shift of the mean, in UNIT, that the MMD test at `alpha` catches with this power.
 
     Args:
-        vectors, location, here, there, width: as of `Simulation`.
+        vectors, location, here, there, width: as of `Simulation`; POOL vectors are enough.
 
     Returns:
         None where the reference has too few locations to draw from, where `alpha` is too small for so many
         draws, or where a shift of 8 is not caught.
     """
-    pool = slice(0, _POOL)  # ids are hashes and sorted: the first ones are a sample
-    vectors, location = vectors[pool], location[pool]
     if len(np.unique(location)) < LEAST_LOCATIONS or alpha * _NULLS < 10 or here < 2:
         return None
     made = Simulation(vectors, location, here, there, width, alpha, seed)

@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 
-from pipeline.drift.kernel import ImageKernel
 from pipeline.drift.permutations import EachShare, each_p_value
 from pipeline.drift.sides import Blocks, Flags, Floats, Ints
 from pipeline.ids import seed
@@ -16,28 +15,16 @@ _SHOWN = 8
 _LEAST = 5  # images that a region has on average
 
 
-def witness(kernel: Floats, in_batch: Flags) -> Floats:
-    """(n,) mean kernel to the batch's images less that to the reference's (Gretton et al. 2012, section 2.3).
-
-    Positive where the batch has more than the reference. Its mean over the batch less that over the reference
-    is the squared MMD (V-statistic).
-
-    Args:
-        kernel: (n, n) mean kernel between images.
-    """
-    return np.asarray(kernel[:, in_batch].mean(axis=1) - kernel[:, ~in_batch].mean(axis=1), np.float64)
-
-
-def regions_of(vectors: Floats, wanted: int) -> Ints:
-    """(n,) region of each image: K-means, which does not know the sides."""
+def regions_of(vectors: Floats, sample: Ints, wanted: int) -> Ints:
+    """(n,) region of each image: K-means of the images `sample`, which does not know the sides."""
     from sklearn.cluster import KMeans
 
-    distinct = len(np.unique(vectors.round(6), axis=0))
-    count = min(wanted, len(vectors) // _LEAST, distinct)
+    learned = vectors[sample]
+    count = min(wanted, len(learned) // _LEAST, len(np.unique(learned.round(6), axis=0)))
     if count < 2:
         return np.zeros(len(vectors), np.int64)
-    model = KMeans(count, n_init=2, random_state=seed("drift regions", wanted) % 2**31)
-    return np.asarray(model.fit_predict(vectors), np.int64)
+    model = KMeans(count, n_init=2, random_state=seed("drift regions", wanted) % 2**31).fit(learned)
+    return np.asarray(model.predict(vectors), np.int64)
 
 
 def drivers(
@@ -45,7 +32,8 @@ def drivers(
     encoder: str,
     ids: list[str],
     vectors: Floats,
-    kernel: ImageKernel,
+    sample: Ints,
+    value: Floats,
     distance: Floats,
     blocks: Blocks,
     wanted: int,
@@ -55,13 +43,13 @@ def drivers(
     """Rows of `drift_regions`, those that the batch has most in excess first, and of `drift_images`.
 
     Args:
-        ids, vectors, kernel, distance, blocks: of n images: names; (n, d) means of vectors; the kernel between
-            them; squared MMD to the nearest reference image; locations.
+        ids, vectors, value, distance, blocks: of n images: names; (n, d) means of vectors; the witness function;
+            squared MMD to the nearest reference image, NaN where it was not looked for; locations.
+        sample: those of them that regions are learned from.
         wanted: most regions.
     """
     side = blocks.in_batch[blocks.number]
-    value = witness(kernel.means(), side)
-    region = regions_of(vectors, wanted)
+    region = regions_of(vectors, sample, wanted)
     member = (region[:, None] == np.arange(region.max() + 1)[None]).astype(np.float64)
     m, n = int(side.sum()), int((~side).sum())
     part = value / np.where(side, m, -n)  # of the squared MMD

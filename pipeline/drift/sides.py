@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pyarrow as pa
@@ -12,8 +12,8 @@ from numpy.typing import NDArray
 from pipeline.ids import fingerprint, joined
 
 MIN_LOCATIONS = 20
-MAX_IMAGES = 1500  # of the batch and of the reference each; more are sampled, by hash
-MAX_VECTORS = 6000
+# What takes every pair of images looks at so many of the batch and of the reference each, and at so many vectors.
+MAX_IMAGES, MAX_VECTORS = 1500, 6000
 
 Floats = NDArray[np.float64]
 Flags = NDArray[np.bool_]
@@ -40,13 +40,12 @@ class Sides:
     window: Ints
 
     @classmethod
-    def of(cls, batch: str, images: pa.Table, reference: Collection[str], most: int | None = MAX_IMAGES) -> Sides:
-        """Both sides, or of each the `most` images with the smallest hashes."""
+    def of(cls, batch: str, images: pa.Table, reference: Collection[str]) -> Sides:
+        """All images of both sides."""
         own = set(images.filter(images.column("batch").to_numpy(zero_copy_only=False) == batch)["image_id"].to_pylist())
         others = set(reference) - own
-        chosen = _sample(own, most) + _sample(others, most)
         at = {image: i for i, image in reversed(list(enumerate(images.column("image_id").to_pylist())))}
-        chosen = [image for image in chosen if image in at]
+        chosen = [image for image in sorted(own) + sorted(others) if image in at]
         rows = images.take(pa.array([at[i] for i in chosen], pa.int64()))
         window = [rows.column(c).to_numpy().astype(np.int64) for c in ("tile_x", "tile_y", "width", "height")]
         return cls(
@@ -59,6 +58,28 @@ class Sides:
             numbered(rows.column("parent_id").to_pylist()),
             np.stack(window, axis=1),
         )
+
+    def some(self, places: Ints) -> Sides:
+        """The images at these places only."""
+        return replace(
+            self,
+            ids=[self.ids[i] for i in places],
+            in_batch=self.in_batch[places],
+            location=self.location[places],
+            photo=self.photo[places],
+            window=self.window[places],
+        )
+
+    def sample(self) -> Ints:
+        """Sorted places of the images: all, or of a side with more the MAX_IMAGES with the smallest hashes."""
+        chosen = []
+        for side in (self.in_batch, ~self.in_batch):
+            places = np.flatnonzero(side)
+            if len(places) > MAX_IMAGES:
+                marks = [fingerprint("drift", self.ids[i]) for i in places]
+                places = np.sort(places[np.argsort(marks)[:MAX_IMAGES]])
+            chosen.append(places)
+        return np.sort(np.concatenate(chosen))
 
     @property
     def by_location(self) -> bool:
@@ -115,7 +136,7 @@ class Blocks:
         return f"{here} locations against {there}" + (f"; {self.shared} are on both sides" if self.shared else "")
 
 
-def block_sums(values: Floats, block: Ints, count: int) -> Floats:
+def block_sums(values: Floats | NDArray[np.float32], block: Ints, count: int) -> Floats:
     """(count, k) sums of the rows (n, k) of each block; not a copy where each row is a block."""
     from scipy.sparse import csr_array
 
@@ -124,13 +145,6 @@ def block_sums(values: Floats, block: Ints, count: int) -> Floats:
         return np.asarray(values, np.float64)
     member = csr_array((np.ones(n), (block, np.arange(n))), shape=(count, n))
     return np.asarray(member @ values, np.float64)
-
-
-def _sample(ids: set[str], most: int | None) -> list[str]:
-    """All of `ids`, sorted, or `most` of them with the smallest hashes."""
-    if most is None or len(ids) <= most:
-        return sorted(ids)
-    return sorted(sorted(ids, key=lambda i: fingerprint("drift", i))[:most])
 
 
 def numbered(names: list[str]) -> Ints:
@@ -155,6 +169,9 @@ def thinned(owner: Ints, in_batch: Flags) -> Ints:
     """Positions of the vectors of so many images a side that they are at most MAX_VECTORS a side.
 
     Image ids are hashes and sorted, so the first images are a sample of them all.
+
+    Args:
+        owner: (k,) the image of each vector. in_batch: (n,) side of each image.
     """
     keep = np.zeros(len(owner), bool)
     for side in (in_batch[owner], ~in_batch[owner]):

@@ -142,7 +142,7 @@ def streams(count: int, shift: float, config: DriftConfig) -> tuple[float, float
             arrived = rng.normal(size=(m, 3)) + shift * (batch >= 12)
             points = np.concatenate([arrived, reference])
             everyone, side = np.arange(len(points)), np.arange(len(points)) < m
-            kernel = image_kernel(points.astype(np.float32), everyone, len(points)).statistic(everyone)
+            kernel = image_kernel(points.astype(np.float32), everyone, len(points)).statistic
             p_values = [
                 permutation_test(s, everyone, side, config.permutations, 24 * stream + batch, config.most_permutations)[
                     1

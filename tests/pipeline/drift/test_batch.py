@@ -55,7 +55,7 @@ def test_mmd_is_that_of_a_double_loop(m: int, n: int, windows: int, seed: int) -
     owner = np.repeat(np.arange(m + n), windows)
     kernel = image_kernel(points, owner, m + n)
     in_batch = np.arange(m + n) < m
-    statistic = kernel.statistic(np.arange(m + n))
+    statistic = kernel.statistic
     found, _, _ = permutation_test(statistic, np.arange(m + n), in_batch, 5, 0)
     exact = points.astype(np.float64)
     apart = ((exact[:, None] - exact[None]) ** 2).sum(axis=2)[np.triu_indices(len(exact), 1)]
@@ -71,7 +71,7 @@ def test_mmd_and_its_p_value_are_those_of_alibi_detect(m: int, n: int, d: int, s
     points = generator.normal(size=(m + n, d)).astype(np.float32)
     points[:m] += shift
     everyone = np.arange(m + n)
-    statistic = image_kernel(points, everyone, m + n).statistic(everyone)
+    statistic = image_kernel(points, everyone, m + n).statistic
     found, p_value, _ = permutation_test(statistic, everyone, everyone < m, permutations, 7)
     exact = points.astype(np.float64)
     apart = ((exact[:, None] - exact[None]) ** 2).sum(axis=2)
@@ -82,10 +82,9 @@ def test_mmd_and_its_p_value_are_those_of_alibi_detect(m: int, n: int, d: int, s
         k = kernel[order][:, order]
         return k[:m, :m].sum() / (m * (m - 1)) + k[m:, m:].sum() / (n * (n - 1)) - 2 * k[:m, m:].mean()
 
-    drawn_sides = np.random.default_rng(7).permuted(
-        np.repeat((everyone < m)[:, None].astype(float), permutations, axis=1), axis=0
-    )
-    drawn = [literal(np.argsort(1 - side, kind="stable")) for side in drawn_sides.T]
+    split = np.broadcast_to((everyone < m).astype(float), (permutations, m + n))
+    drawn_sides = np.random.default_rng(7).permuted(split, axis=1)
+    drawn = [literal(np.argsort(1 - side, kind="stable")) for side in drawn_sides]
     assert found == pytest.approx(literal(everyone), abs=1e-12)
     # There p is the share of permutations that are as large; here the observed one counts as one, too.
     share = np.mean([value >= literal(everyone) for value in drawn])
@@ -100,7 +99,7 @@ def test_mmd_approaches_its_closed_form_for_normals() -> None:
     points = np.concatenate([x, y]).astype(np.float32)
     kernel = image_kernel(points, np.repeat([0, 1], n), 2)
     width = median_distance(points.astype(np.float64))
-    found, _, _ = permutation_test(kernel.statistic(np.arange(2)), np.arange(2), np.array([True, False]), 5, 0)
+    found, _, _ = permutation_test(kernel.statistic, np.arange(2), np.array([True, False]), 5, 0)
     scale = (width / (width + 4)) ** (d / 2)
     assert found == pytest.approx(2 * scale * (1 - np.exp(-(shift**2) / (width + 4))), rel=0.05)
 

@@ -8,10 +8,10 @@ from scipy import stats
 
 from pipeline.drift.classifier import held_out_auc, training_half
 from pipeline.drift.dimensions import by_dimension
-from pipeline.drift.kernel import image_kernel
+from pipeline.drift.kernel import feature_kernel, image_kernel
 from pipeline.drift.mixes import label_mix, psi, score_mix, slice_mix
 from pipeline.drift.permutations import permutation_test
-from pipeline.drift.regions import drivers, witness
+from pipeline.drift.regions import drivers
 from pipeline.drift.sides import Blocks
 from tests.pipeline.curated_rows import unit
 
@@ -122,8 +122,20 @@ def test_the_witness_sums_to_the_squared_mmd() -> None:
     vectors = rng.normal(size=(30, 4)).astype(np.float32)
     kernel, side = image_kernel(vectors, np.arange(30), 30), np.arange(30) < 12
     weight = np.where(side, 1 / 12, -1 / 18)
-    value = witness(kernel.means(), side)
+    value = kernel.witness(side)
     assert value[side].mean() - value[~side].mean() == pytest.approx(weight @ kernel.sums @ weight)
+    np.testing.assert_allclose(value, kernel.means()[:, side].mean(axis=1) - kernel.means()[:, ~side].mean(axis=1))
+
+
+def test_the_witness_by_random_features_ranks_images_as_the_exact_one() -> None:
+    rng = np.random.default_rng(0)
+    points = rng.normal(size=(600, 16)).astype(np.float32)
+    points[:80, 0] += 3.0  # of a batch of 400 points, two an image
+    owner, side = np.repeat(np.arange(300), 2), np.arange(300) < 200
+    exact, near = (of(points, owner, 300).witness(side) for of in (image_kernel, feature_kernel))
+    assert stats.spearmanr(exact, near).statistic > 0.9
+    assert np.abs(exact - near).max() < 0.3 * np.abs(exact).max()
+    assert set(np.argsort(-near)[:20]) <= set(range(40))
 
 
 def test_a_planted_kind_of_image_is_the_first_region_and_its_images_come_first() -> None:
@@ -134,8 +146,11 @@ def test_a_planted_kind_of_image_is_the_first_region_and_its_images_come_first()
     ids = [f"i{k:03d}" for k in range(180)]
     blocks = apart(60, 120)
     kernel = image_kernel(vectors, np.arange(180), 180)
-    distance = kernel.nearest_reference(np.arange(180) < 60, np.eye(180, dtype=bool))
-    regions, images = drivers("b", "e", ids, vectors.astype(float), kernel, distance, blocks, 4, 999, 0)
+    side = np.arange(180) < 60
+    distance = kernel.nearest_reference(side, np.eye(180, dtype=bool))
+    regions, images = drivers(
+        "b", "e", ids, vectors.astype(float), np.arange(180), kernel.witness(side), distance, blocks, 4, 999, 0
+    )
     planted = set(ids[40:60])
     assert regions[0]["images"] == 20 and regions[0]["reference_images"] == 0
     assert set(regions[0]["examples"]) <= planted and regions[0]["reference_examples"] == []

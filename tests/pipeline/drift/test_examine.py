@@ -84,9 +84,35 @@ def test_no_images_and_no_answers() -> None:
     assert found["drift"].column("p_value").null_count == found["drift"].num_rows
 
 
-def test_too_many_images_are_compared_by_random_features_of_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(sides.Sides.of.__func__, "__defaults__", (30,))
+def test_of_too_many_images_only_what_needs_every_pair_is_asked_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+    whole = examined(40, 80, shifted=True)
+    monkeypatch.setattr(sides, "MAX_IMAGES", 30)
+    found = examined(40, 80, shifted=True)
+    exact, rows = ({r["test"]: r for r in t["drift"].to_pylist()} for t in (whole, found))
+    few = {"embedding_novelty", "embedding_classifier", "appearance_novelty"}
+    for test, row in rows.items():
+        assert (row["images"], row["reference_images"]) == ((30, 30) if test in few else (40, 80)), test
+        assert ("a sample of 40 and 80 images" in row["note"]) == (test in few)
+        if test not in few | {"embedding_mmd"}:
+            assert row == exact[test]
+    mmd = rows["embedding_mmd"]
+    assert mmd["note"].endswith("by random features") and mmd["drifted"]
+    assert mmd["statistic"] == pytest.approx(exact["embedding_mmd"]["statistic"], rel=0.1)
+    for name in ("effect", "detectable"):  # of all images and of this size, not of the sample
+        assert mmd[name] == pytest.approx(exact["embedding_mmd"][name], rel=1e-6)
+    assert found["drift_dimensions"].equals(whole["drift_dimensions"])
+    assert found["drift_shares"].equals(whole["drift_shares"])
+    regions, images = found["drift_regions"], found["drift_images"]
+    assert (sum(regions["images"].to_pylist()), sum(regions["reference_images"].to_pylist())) == (40, 80)
+    assert images.num_rows == 40 and images.column("distance").null_count == 10
+    assert sum(regions["contribution"].to_pylist()) == pytest.approx(1)
+
+
+def test_of_too_many_windows_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many images as fit, but more vectors: those left out count in the mixture all the same."""
+    monkeypatch.setattr(sides, "MAX_VECTORS", 50)
     rows = {r["test"]: r for r in examined(40, 80, shifted=True)["drift"].to_pylist()}
-    assert rows["embedding_mmd"]["note"].endswith("by random features") and rows["embedding_mmd"]["drifted"]
-    assert rows["embedding_mmd"]["images"] == 40 and rows["embedding_mmd"]["reference_images"] == 80
-    assert rows["embedding_novelty"]["images"] == 30
+    assert rows["embedding_mmd"]["note"].endswith("by random features")
+    assert (rows["embedding_mmd"]["images"], rows["embedding_mmd"]["reference_images"]) == (40, 80)
+    assert (rows["embedding_novelty"]["images"], rows["embedding_novelty"]["reference_images"]) == (40, 50)
+    assert rows["appearance_novelty"]["reference_images"] == 80

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn.metrics import roc_auc_score
 
-from pipeline.drift.kernel import feature_statistic, image_kernel
+from pipeline.drift.kernel import feature_kernel, image_kernel
 from pipeline.drift.permutations import ChiSquare, EachShare, auc_parts, each_p_value, ks_parts, permutation_test
 from pipeline.drift.sides import Blocks
 
@@ -82,8 +82,8 @@ def test_random_features_come_near_the_kernel(seed: int) -> None:
     points[:40] += 0.7
     owner = np.repeat(np.arange(60), 2)
     blocks, side = np.arange(60), np.arange(60) < 20
-    exact, p, _ = permutation_test(image_kernel(points, owner, 60).statistic(blocks), blocks, side, 99, 0)
-    near, p_near, _ = permutation_test(feature_statistic(points, owner, 60, 4096), blocks, side, 99, 0)
+    exact, p, _ = permutation_test(image_kernel(points, owner, 60).statistic, blocks, side, 99, 0)
+    near, p_near, _ = permutation_test(feature_kernel(points, owner, 60, 4096).statistic, blocks, side, 99, 0)
     assert near == pytest.approx(exact, abs=0.02)
     assert p == p_near == 0.01
 
@@ -93,7 +93,7 @@ def test_what_is_no_shift_is_none_by_random_features_either() -> None:
     everyone, alarms = np.arange(60), 0
     for draw in range(300):
         points = rng.normal(size=(60, 4)).astype(np.float32)
-        statistic = feature_statistic(points, everyone, 60, 64)
+        statistic = feature_kernel(points, everyone, 60, 64).statistic
         alarms += permutation_test(statistic, everyone, everyone < 25, 99, draw)[1] <= 0.05
     assert stats.binom.ppf(0.001, 300, 0.05) <= alarms <= stats.binom.ppf(0.999, 300, 0.05)
 

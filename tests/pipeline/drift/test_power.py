@@ -30,7 +30,7 @@ def test_the_test_itself_catches_that_shift_as_often_as_promised() -> None:
     for trial in range(100):
         points = rng.normal(size=(120, 6)) * scale
         points[:40] += found * deviation * direction
-        statistic = image_kernel(points.astype(np.float32), everyone, 120).statistic(everyone)
+        statistic = image_kernel(points.astype(np.float32), everyone, 120).statistic
         caught += permutation_test(statistic, everyone, everyone < 40, 199, trial)[1] <= 0.05
     assert stats.binom.ppf(0.005, 100, 0.72) <= caught <= stats.binom.ppf(0.995, 100, 0.88)
 
