@@ -57,7 +57,7 @@ def build(project: Project) -> Stage:
                 parts.append(predict.predict_classes(model["model"], path, model["sha256"], images, vectors))
             else:
                 worker, options = predict.worker(model, work.config.source.max_pixels, work.store.uri)
-                parts.append(work.map("predictions", worker, options, images))
+                parts.append(work.map("predictions", worker, options, images, model["model"]))
             work.took[model["model"]] = time.perf_counter() - start
         found = pa.concat_tables(parts)
         if project.config.task == "detection":

@@ -17,7 +17,7 @@ from pipeline.config import Project, ProjectConfig
 from pipeline.ids import fingerprint
 from pipeline.pulse import Beat
 from pipeline.sources import Source
-from pipeline.store import Receipt, Store
+from pipeline.store import Receipt, Staging, Store
 from pipeline.vectors import Vectors
 
 Outputs: TypeAlias = pa.Table | Mapping[str, pa.Table]
@@ -192,13 +192,20 @@ class Work:
             return None
         return {b: r.content for b, r in receipts.items() if r is not None}
 
-    def map(self, table: str, worker: Callable[..., Worker], options: dict[str, Any], rows: pa.Table) -> pa.Table:
-        """Run a worker over `rows`, resuming where an interrupted run of this work stopped."""
-        self.images = max(self.images, rows.num_rows)
-        return map_batches(worker, options, rows, self.compute, self.staging(table))
+    def map(
+        self, table: str, worker: Callable[..., Worker], options: dict[str, Any], rows: pa.Table, part: str = ""
+    ) -> pa.Table:
+        """Run a worker over `rows`, resuming where an interrupted run of this work stopped.
 
-    def staging(self, table: str) -> Any:
-        return self.store.staging(table, self.batch, self.fingerprint)
+        Args:
+            part: of the table, where several workers see the same rows: each has shards of its own.
+        """
+        self.images = max(self.images, rows.num_rows)
+        return map_batches(worker, options, rows, self.compute, self.staging(table, part))
+
+    def staging(self, table: str, part: str = "") -> Staging:
+        """Where the shards of this work lie."""
+        return self.store.staging(table, self.batch, fingerprint(self.fingerprint, part) if part else self.fingerprint)
 
     def show(self, **metadata: Any) -> None:
         """Put more on the asset's page."""

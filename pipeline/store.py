@@ -310,7 +310,10 @@ class Store:
 
 
 class Staging:
-    """Finished shards of one piece of work, under a prefix that names its fingerprint."""
+    """Finished shards of one piece of work, under a prefix that names its fingerprint.
+
+    A shard's name says which rows it was made from, so that no other rows are taken for those.
+    """
 
     def __init__(self, store_uri: str, prefix: str) -> None:
         self.store_uri = store_uri
@@ -333,53 +336,53 @@ class Staging:
     def _folder(self) -> str:
         return f"{self._store.root}/{self.prefix}"
 
-    def finished(self) -> set[int]:
-        """Indices of the shards that are there."""
-        return self._indices(_SHARD)
+    def finished(self) -> set[str]:
+        """Names of the shards that are there."""
+        return self._names(_SHARD)
 
-    def is_whole(self, index: int) -> bool:
+    def is_whole(self, shard: str) -> bool:
         """Whether a shard can be read to its end; a damaged one is removed, to be done again."""
         try:
-            self.get(index)
+            self.get(shard)
         except StoreError:
-            self._store.files.delete([self._path(index)])
+            self._store.files.delete([self._path(shard)])
             return False
         return True
 
-    def put(self, index: int, rows: pa.Table) -> None:
+    def put(self, shard: str, rows: pa.Table) -> None:
         """Write a shard whole."""
-        self._store._swap_in(self._path(index), rows)
+        self._store._swap_in(self._path(shard), rows)
 
-    def get(self, index: int) -> pa.Table:
+    def get(self, shard: str) -> pa.Table:
         """A shard's rows.
 
         Raises:
             StoreError: it is missing, or damaged.
         """
-        return self._store._read_file(self._path(index), None)
+        return self._store._read_file(self._path(shard), None)
 
     @contextmanager
-    def beginning(self, index: int) -> Iterator[None]:
+    def beginning(self, shard: str) -> Iterator[None]:
         """Leaves a mark if this process does not survive what is done inside; an exception is no such death."""
-        mark = self._path(index, _MARK)
+        mark = self._path(shard, _MARK)
         self._store.files.put(mark, b"")
         try:
             yield
         finally:
             self._store.files.delete([mark])
 
-    def begun(self) -> set[int]:
-        """Indices of the shards over which a process died."""
-        return self._indices(_MARK)
+    def begun(self) -> set[str]:
+        """Names of the shards over which a process died."""
+        return self._names(_MARK)
 
-    def note_failures(self, index: int, rows: pa.Table) -> None:
+    def note_failures(self, shard: str, rows: pa.Table) -> None:
         """Keep which rows of a shard could not be done; its shard is `put` without them."""
-        self._store._swap_in(self._path(index, _FAILURES), rows)
+        self._store._swap_in(self._path(shard, _FAILURES), rows)
 
-    def failures(self) -> pa.Table | None:
-        """The rows that could not be done, if there are any."""
-        found = sorted(self._indices(_FAILURES))
-        tables = [self._store._read_file(self._path(i, _FAILURES), None) for i in found]
+    def failures(self, shards: Iterable[str]) -> pa.Table | None:
+        """The rows of these shards that could not be done, if there are any."""
+        noted = self._names(_FAILURES)
+        tables = [self._store._read_file(self._path(s, _FAILURES), None) for s in shards if s in noted]
         return pa.concat_tables(tables).replace_schema_metadata(None) if tables else None
 
     def clear(self) -> None:
@@ -389,9 +392,9 @@ class Staging:
         """
         self._store.files.clear(self._folder.rsplit("/", 1)[0])
 
-    def _indices(self, ending: str) -> set[int]:
+    def _names(self, ending: str) -> set[str]:
         names = (entry.path.rsplit("/", 1)[1] for entry in self._store.files.entries(self._folder))
-        return {int(name.removesuffix(ending)) for name in names if name.endswith(ending)}
+        return {name.removesuffix(ending) for name in names if name.endswith(ending)}
 
-    def _path(self, index: int, ending: str = _SHARD) -> str:
-        return f"{self._folder}/{index:08d}{ending}"
+    def _path(self, shard: str, ending: str = _SHARD) -> str:
+        return f"{self._folder}/{shard}{ending}"

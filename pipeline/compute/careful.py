@@ -49,10 +49,10 @@ class Child:
         with contextlib.suppress(OSError):  # that it died is noticed when its answer is read
             self.connection.send_bytes(cloudpickle.dumps(job))
 
-    def ask(self, index: int, rows: pa.Table, how: str) -> None:
-        """Have it do `rows`: 'put' them as shard `index`, 'give' them back, or put them 'carefully'."""
+    def ask(self, shard: str, rows: pa.Table, how: str) -> None:
+        """Have it do `rows`: 'put' them as `shard`, 'give' them back, or put them 'carefully'."""
         with contextlib.suppress(OSError):
-            self.connection.send((index, packed(rows), how))
+            self.connection.send((shard, packed(rows), how))
 
     def answer(self) -> Any:
         """What became of the last `ask`.
@@ -96,14 +96,14 @@ def _serve(connection: Connection, threads: int) -> None:
         job: Job = cloudpickle.loads(connection.recv_bytes())
         ready: Worker | None = None
         while True:
-            index, data, how = connection.recv()
+            shard, data, how = connection.recv()
             try:
                 rows = unpacked(data)
                 ready = ready or (None if how == "carefully" else job.make())
                 if how == "carefully":
-                    run(job, index, rows)
+                    run(job, shard, rows)
                 elif ready is not None and how == "put":
-                    job.run(ready, index, rows)
+                    job.run(ready, shard, rows)
                 answer = packed(job.rows(ready, rows)) if ready is not None and how == "give" else rows.num_rows
             except Exception as error:  # noqa: BLE001 - the parent decides what it means
                 connection.send(("raised", _portable(error)))
@@ -122,13 +122,13 @@ def _portable(error: Exception) -> Exception:
     return error
 
 
-def run(job: Job, index: int, rows: pa.Table) -> None:
+def run(job: Job, shard: str, rows: pa.Table) -> None:
     """Do a shard that has killed a process: rows that nothing survives are noted as failed and left out.
 
     Raises:
         PipelineError: the worker dies without any row, so no image is to blame.
     """
-    _log.warning("shard %d killed its process: doing its %d rows in a child", index, rows.num_rows)
+    _log.warning("shard %s killed its process: doing its %d rows in a child", shard, rows.num_rows)
     with _Nurse(job) as nurse:
         parts: list[pa.Table] = []
         for start in range(0, rows.num_rows, job.batch_size):
@@ -136,8 +136,8 @@ def run(job: Job, index: int, rows: pa.Table) -> None:
         failed = nurse.failed
         parts = parts or [nurse.must(rows.slice(0, 0))]
     if failed:
-        job.staging.note_failures(index, pa.concat_tables(failed))
-    job.staging.put(index, pa.concat_tables(parts))
+        job.staging.note_failures(shard, pa.concat_tables(failed))
+    job.staging.put(shard, pa.concat_tables(parts))
 
 
 class _Nurse:
@@ -188,7 +188,7 @@ class _Nurse:
 
     def _try(self, rows: pa.Table) -> pa.Table:
         self._child = self._child or Child(self.job)
-        self._child.ask(0, rows, "give")
+        self._child.ask("", rows, "give")
         try:
             return unpacked(self._child.answer())
         except Died:

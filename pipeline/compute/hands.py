@@ -23,14 +23,14 @@ class Hands(Protocol[H]):
     def idle(self) -> list[H]:
         """Those that are up and have nothing to do."""
 
-    def give(self, hand: H, index: int, rows: pa.Table, carefully: bool) -> None:
+    def give(self, hand: H, shard: str, rows: pa.Table, carefully: bool) -> None:
         """Have one do a shard."""
 
     def dismiss(self) -> None:
         """End those that have nothing to do, and will have nothing: what they hold is for others."""
 
-    def wait(self) -> list[tuple[int, bool]]:
-        """Wait for something to happen: (index, done?) of each shard that came to an end; False where its hand died.
+    def wait(self) -> list[tuple[str, bool]]:
+        """Wait for something to happen: (name, done?) of each shard that came to an end; False where its hand died.
 
         Raises:
             PipelineError: what a worker raised, or that no worker comes up.
@@ -47,28 +47,28 @@ def share_out(hands: Hands[H], todo: Todo, tell: Tell) -> Iterator[int]:
     """
     waiting = deque(todo)
     parts = dict(todo)
-    deaths: Counter[int] = Counter()
+    deaths: Counter[str] = Counter()
     try:
         while parts:
             for hand in hands.idle():
                 if waiting:
-                    index, rows = waiting.popleft()
-                    hands.give(hand, index, rows, deaths[index] > 0)
+                    shard, rows = waiting.popleft()
+                    hands.give(hand, shard, rows, deaths[shard] > 0)
             busy, idle = len(parts) - len(waiting), len(hands.idle())
             tell(busy + idle, busy, len(waiting), deaths.total())
             if not waiting:
                 hands.dismiss()
-            for index, done in hands.wait():
+            for shard, done in hands.wait():
                 if done:
-                    yield parts.pop(index).num_rows
+                    yield parts.pop(shard).num_rows
                     continue
-                deaths[index] += 1
-                _log.warning("a worker died over shard %d (%d of %d)", index, deaths[index], _DEATHS_A_SHARD)
-                if deaths[index] == _DEATHS_A_SHARD:
+                deaths[shard] += 1
+                _log.warning("a worker died over shard %s (%d of %d)", shard, deaths[shard], _DEATHS_A_SHARD)
+                if deaths[shard] == _DEATHS_A_SHARD:
                     raise PipelineError(
-                        f"shard {index} lost its worker {_DEATHS_A_SHARD} times, perhaps for lack of memory",
-                        "run again: finished shards are kept; lower `workers` or `batch_size` in project.yaml",
+                        f"shard {shard} lost its worker {_DEATHS_A_SHARD} times, perhaps for lack of memory",
+                        "lower `workers` in project.yaml (finished shards are kept) or `batch_size`, and run again",
                     )
-                waiting.appendleft((index, parts[index]))
+                waiting.appendleft((shard, parts[shard]))
     finally:
         hands.close()

@@ -88,11 +88,11 @@ class Job:
     def make(self) -> Worker:
         return self.worker(**self.options)
 
-    def run(self, ready: Worker, index: int, rows: pa.Table) -> None:
+    def run(self, ready: Worker, shard: str, rows: pa.Table) -> None:
         """Do one shard and write it."""
         started = time.monotonic()
-        with logs.labelled(**self.staging.labels, shard=index):
-            self.staging.put(index, self.rows(ready, rows))
+        with logs.labelled(**self.staging.labels, shard=shard):
+            self.staging.put(shard, self.rows(ready, rows))
             _log.info("shard done", extra={"images": rows.num_rows, "seconds": round(time.monotonic() - started, 3)})
 
     def rows(self, ready: Worker, rows: pa.Table) -> pa.Table:
@@ -101,7 +101,7 @@ class Job:
         return pa.concat_tables([ready(rows.slice(start, self.batch_size)) for start in starts])
 
 
-Todo = list[tuple[int, pa.Table]]  # shards by index
+Todo = list[tuple[str, pa.Table]]  # shards by name, in the order of the input
 
 
 def packed(rows: pa.Table) -> bytes:

@@ -60,13 +60,13 @@ class _Shards:
     def up(self) -> None:
         """Answers once the actor is running."""
 
-    def do(self, index: int, data: bytes, carefully: bool) -> None:
+    def do(self, shard: str, data: bytes, carefully: bool) -> None:
         rows = unpacked(data)
         if carefully:
-            careful.run(self.job, index, rows)
+            careful.run(self.job, shard, rows)
             return
         self.worker = self.worker or self.job.make()
-        self.job.run(self.worker, index, rows)
+        self.job.run(self.worker, shard, rows)
 
 
 class _Actors:
@@ -84,7 +84,7 @@ class _Actors:
         self._job = ray.put(job)
         self._starting: dict[Any, Any] = {}
         self._idle: list[Any] = []
-        self._busy: dict[Any, tuple[Any, int]] = {}
+        self._busy: dict[Any, tuple[Any, str]] = {}
         self._up_at = time.monotonic()
         for _ in range(count):
             self._start()
@@ -108,11 +108,11 @@ class _Actors:
         for actor in spare:
             self._ray.kill(actor)
 
-    def give(self, hand: Any, index: int, rows: pa.Table, carefully: bool) -> None:
+    def give(self, hand: Any, shard: str, rows: pa.Table, carefully: bool) -> None:
         self._idle.remove(hand)
-        self._busy[hand.do.remote(index, packed(rows), carefully)] = hand, index
+        self._busy[hand.do.remote(shard, packed(rows), carefully)] = hand, shard
 
-    def wait(self) -> list[tuple[int, bool]]:
+    def wait(self) -> list[tuple[str, bool]]:
         ready, _ = self._ray.wait([*self._starting, *self._busy], num_returns=1, timeout=self._patience)
         if self._busy or (self._idle and not self._least):
             self._up_at = time.monotonic()
@@ -124,7 +124,7 @@ class _Actors:
             )
         return [end for ref in ready for end in (self._came_up(ref) if ref in self._starting else self._ended(ref))]
 
-    def _came_up(self, ref: Any) -> list[tuple[int, bool]]:
+    def _came_up(self, ref: Any) -> list[tuple[str, bool]]:
         actor = self._starting.pop(ref)
         try:
             self._ray.get(ref)
@@ -136,8 +136,8 @@ class _Actors:
             self._idle.append(actor)
         return []
 
-    def _ended(self, ref: Any) -> list[tuple[int, bool]]:
-        actor, index = self._busy.pop(ref)
+    def _ended(self, ref: Any) -> list[tuple[str, bool]]:
+        actor, shard = self._busy.pop(ref)
         try:
             self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
@@ -145,9 +145,9 @@ class _Actors:
             raise _own(error) or error from error
         except self._ray.exceptions.RayError:  # the actor, or the machine it was on, is gone
             self._start()
-            return [(index, False)]
+            return [(shard, False)]
         self._idle.append(actor)
-        return [(index, True)]
+        return [(shard, True)]
 
     def close(self) -> None:
         """Their CPUs and GPUs must be free when the next work begins."""

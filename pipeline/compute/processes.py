@@ -23,37 +23,37 @@ class _Processes:
         self._job = job
         self._threads = max(1, (os.cpu_count() or 1) // count)
         self._idle = [Child(job, self._threads) for _ in range(count)]
-        self._busy: dict[Child, int] = {}
+        self._busy: dict[Child, str] = {}
 
     def idle(self) -> list[Child]:
         return list(self._idle)
 
-    def give(self, hand: Child, index: int, rows: pa.Table, carefully: bool) -> None:
+    def give(self, hand: Child, shard: str, rows: pa.Table, carefully: bool) -> None:
         self._idle.remove(hand)
-        self._busy[hand] = index
-        hand.ask(index, rows, "carefully" if carefully else "put")
+        self._busy[hand] = shard
+        hand.ask(shard, rows, "carefully" if carefully else "put")
 
     def dismiss(self) -> None:
         while self._idle:
             self._idle.pop().close()
 
-    def wait(self) -> list[tuple[int, bool]]:
+    def wait(self) -> list[tuple[str, bool]]:
         ready = set(wait([child.connection for child in self._busy]))
         ended = []
         for child in [c for c in self._busy if c.connection in ready]:
-            index = self._busy.pop(child)
+            shard = self._busy.pop(child)
             try:
                 child.answer()
             except Died:
                 child.close()
                 self._idle.append(Child(self._job, self._threads))
-                ended.append((index, False))
+                ended.append((shard, False))
             except BaseException:
                 self._idle.append(child)
                 raise
             else:
                 self._idle.append(child)
-                ended.append((index, True))
+                ended.append((shard, True))
         return ended
 
     def close(self) -> None:

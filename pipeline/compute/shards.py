@@ -11,6 +11,7 @@ import pyarrow as pa
 from pipeline.compute import careful, on_ray, processes
 from pipeline.compute.job import Compute, Job, Load, Tell, Todo, Worker
 from pipeline.errors import StoreError
+from pipeline.ids import content_hash
 from pipeline.store import Staging
 
 _ROUNDS = 5  # a shard may be swept away by another run's commit, or come back damaged; not for ever
@@ -43,34 +44,42 @@ def map_shards(
 ) -> Iterator[pa.Table]:
     """As `map_batches`, but all work is done first and then given out shard by shard: one at a time is in memory."""
     job = Job(worker, options, compute.batch_size, staging)
-    size = compute.batch_size * compute.batches_per_shard
-    shards = [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
+    shards = _shards(rows, compute.batch_size * compute.batches_per_shard)
     if not shards:
         yield job.make()(rows)
         return
-    whole: set[int] = set()
+    whole: set[str] = set()
     for _ in range(_ROUNDS):
         # Only shards of an earlier call can be incomplete: their disk or machine may have failed since.
-        whole |= {i for i in staging.finished() - whole if i < len(shards) and staging.is_whole(i)}
-        todo = [(i, part) for i, part in enumerate(shards) if i not in whole]
+        whole |= {name for name in (staging.finished() & shards.keys()) - whole if staging.is_whole(name)}
+        todo = [(name, part) for name, part in shards.items() if name not in whole]
         if not todo:
             break
         _do(job, todo, rows.num_rows, compute)
-        whole = staging.finished() & {*whole, *(i for i, _ in todo)}
-    if compute.failed and (failures := staging.failures()) is not None:
+        whole = staging.finished() & {*whole, *(name for name, _ in todo)}
+    if compute.failed and (failures := staging.failures(shards)) is not None:
         compute.failed(failures)
-    for i, part in enumerate(shards):
-        yield _given(job, i, part, rows.num_rows, compute)
+    for name, part in shards.items():
+        yield _given(job, name, part, rows.num_rows, compute)
 
 
-def _given(job: Job, index: int, rows: pa.Table, total: int, compute: Compute) -> pa.Table:
+def _shards(rows: pa.Table, size: int) -> dict[str, pa.Table]:
+    """Parts of `size` rows by name: their place, and a hash of what is in them.
+
+    An earlier run may have cut the rows otherwise: its shards have other names then, and are not taken for these.
+    """
+    parts = [rows.slice(start, size) for start in range(0, rows.num_rows, size)]
+    return {f"{place:08d}-{content_hash(part)}": part for place, part in enumerate(parts)}
+
+
+def _given(job: Job, shard: str, rows: pa.Table, total: int, compute: Compute) -> pa.Table:
     """A finished shard; one that has been swept away or damaged since is done again."""
     for _ in range(_ROUNDS):
         with suppress(StoreError):
-            return job.staging.get(index)
-        _do(job, [(index, rows)], total, compute)
+            return job.staging.get(shard)
+        _do(job, [(shard, rows)], total, compute)
     raise StoreError(
-        f"shard {index} in {job.staging.prefix} was lost again and again",
+        f"shard {shard} in {job.staging.prefix} was lost again and again",
         "another run sweeps it away, or that disk is failing: let one run finish, or check the disk",
     )
 
@@ -94,12 +103,12 @@ def _inline(job: Job, todo: Todo, compute: Compute, tell: Tell) -> Iterator[int]
     """A shard that killed this process once is left to a child the next time."""
     suspects = job.staging.begun()
     ready: Worker | None = None
-    for number, (index, rows) in enumerate(todo, 1):
+    for number, (shard, rows) in enumerate(todo, 1):
         tell(1, 1, len(todo) - number, 0)
-        if index in suspects:
-            careful.run(job, index, rows)
+        if shard in suspects:
+            careful.run(job, shard, rows)
         else:
             ready = ready or job.make()
-            with job.staging.beginning(index):
-                job.run(ready, index, rows)
+            with job.staging.beginning(shard):
+                job.run(ready, shard, rows)
         yield rows.num_rows

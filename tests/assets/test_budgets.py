@@ -37,6 +37,22 @@ def test_a_spent_budget_ends_the_work_and_what_was_done_is_kept(many: World) -> 
     assert [(r["producer"] == "unfinished", r["images"]) for r in rows] == [(False, 20), (True, 0), (False, 20)]
 
 
+@pytest.mark.parametrize("size", [2, 3])
+def test_what_is_left_may_be_done_in_other_batches(many: World, size: int) -> None:
+    assert launch.run("squares", batches=["a"], select="images,ground_truth,quality,detections,masks").success
+    store = Store(many.project.store_uri)
+    expected = contents(store)
+    tables = ("quality", "detections", "masks")
+    for table in tables:
+        store.delete(table, "a")
+        many.write(batch_size=1, budgets={table: {"hours": 1e-7, "days": 1e-7}})
+        stopped = launch.run("squares", batches=["a"], select=table)
+        assert stopped.failure is not None and "8 of 20 are done and kept" in stopped.failure
+        many.write(batch_size=size)
+        assert launch.run("squares", batches=["a"], select=table).success
+    assert contents(store) == expected
+
+
 def test_nothing_is_begun_on_a_spent_budget(many: World) -> None:
     assert launch.run("squares", batches=["a"], select="images,quality").success
     many.write(batch_size=1, budgets={"curation": {"money": 0.0}})

@@ -7,12 +7,17 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 
 from assets import launch
 from assets.graph import recipes
-from pipeline import schema
+from assets.recipes import Work
+from assets.resources import s3_resource
+from pipeline import predict, schema
+from pipeline.compute import Compute
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.ids import content_hash
 from pipeline.store import Store
@@ -59,6 +64,27 @@ def test_runs_checks_and_pages_are_in_the_instance(finished: World) -> None:
             [dg.AssetCheckKey(dg.AssetKey(["squares", "splits"]), "no_leakage_between_splits")]
         )
         assert [c.status.value for c in checks.values()] == ["SUCCEEDED"]
+
+
+class Says:
+    """A trained model that says its own name of every image."""
+
+    def __init__(self, model: str) -> None:
+        self.model = model
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return predict.class_rows(self.model, ["square"], rows, np.ones((rows.num_rows, 1)))
+
+
+def test_each_trained_model_predicts_for_itself(finished: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    models = pa.table({"model": ["one@1#0", "other@1#0"], "kind": ["detector"] * 2})
+    monkeypatch.setattr(predict, "labelling", lambda table: models)
+    monkeypatch.setattr(predict, "worker", lambda model, *_: (Says, {"model": model["model"]}))
+    (recipe,) = [r for r in recipes(finished.project) if r.name == "predictions"]
+    work = Work(finished.project, Store(finished.project.store_uri), Compute(), s3_resource(), "a", "f")
+    made = recipe.make(work)
+    assert isinstance(made, pa.Table)
+    assert sorted(made["producer"].to_pylist()) == ["one@1#0"] * 6 + ["other@1#0"] * 6
 
 
 def test_a_changed_setting_redoes_only_what_depends_on_it(finished: World) -> None:

@@ -55,8 +55,10 @@ def test_workers_name_project_table_batch_and_shard(
     staging = Store(str(tmp_path / "squares")).staging("detections", "2026/a", "f")
     map_batches(Squares, {"folder": str(tmp_path)}, numbers(8), Compute(mode, 2, 2, 2), staging)
     found = [line for line in lines(capfd.readouterr().err) if line["message"] == "shard done"]
-    assert sorted((line["project"], line["table"], line["batch"], line["shard"], line["images"]) for line in found) == [
-        ("squares", "detections", "2026/a", 0, 4),
-        ("squares", "detections", "2026/a", 1, 4),
+    assert sorted(
+        (line["project"], line["table"], line["batch"], line["shard"][:8], line["images"]) for line in found
+    ) == [
+        ("squares", "detections", "2026/a", "00000000", 4),
+        ("squares", "detections", "2026/a", "00000001", 4),
     ]
     assert all((line["pid"] == os.getpid()) == (mode == "inline") for line in found)

@@ -192,11 +192,11 @@ def test_staging_keeps_finished_shards_until_it_is_cleared(store: Store) -> None
     staging = store.staging("quality", "a/b", "f1")
     parts = [quality_rows([f"i{k}"]) for k in range(3)]
     assert staging.finished() == set()
-    for index in (2, 0):
-        staging.put(index, parts[index])
+    for k in (2, 0):
+        staging.put(str(k), parts[k])
     again = pickle.loads(pickle.dumps(store.staging("quality", "a/b", "f1")))  # noqa: S301
-    assert again.finished() == {0, 2} and store.staging("quality", "a/b", "f2").finished() == set()
-    again.put(1, parts[1])
-    assert pa.concat_tables([again.get(i) for i in range(3)]).equals(pa.concat_tables(parts))
+    assert again.finished() == {"0", "2"} and store.staging("quality", "a/b", "f2").finished() == set()
+    again.put("1", parts[1])
+    assert pa.concat_tables([again.get(str(k)) for k in range(3)]).equals(pa.concat_tables(parts))
     store.staging("quality", "a/b", "f2").clear()
     assert again.finished() == set() and not store.exists("quality")
