@@ -25,7 +25,9 @@ def build(project: Project) -> Stage:
     )
     def images(work: Work) -> Mapping[str, pa.Table]:
         """Every file is hashed and decoded once; damaged ones are listed with the reason."""
-        found, rejected = collect.collect_images(work.source, work.batch or "", work.config.source)
+        found, rejected = collect.collect_images(
+            work.source, work.batch or "", work.config.source, work.compute, work.staging("images")
+        )
         work.images = found.num_rows
         return {"images": found, "rejected_files": rejected}
 

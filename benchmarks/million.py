@@ -29,6 +29,7 @@ from spent import spent
 
 from pipeline import schema, warehouse
 from pipeline.collect import collect_images
+from pipeline.compute import Compute
 from pipeline.config import SourceConfig
 from pipeline.duplicates import near_hashes
 from pipeline.ids import content_hash
@@ -121,7 +122,13 @@ def listing(world: World) -> str:
 
 def hashing(world: World) -> str:
     """The table `images` of these files: each is read, hashed and decoded."""
-    found, rejected = collect_images(open_source(str(world.folder / "photos")), "b", SourceConfig(uri="."))
+    found, rejected = collect_images(
+        open_source(str(world.folder / "photos")),
+        "b",
+        SourceConfig(uri="."),
+        Compute(),
+        world.store.staging("images", "b", "f"),
+    )
     return f"{found.num_rows:,} images, {rejected.num_rows} rejected"
 
 

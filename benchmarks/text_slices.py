@@ -8,16 +8,19 @@ The project's own encoder, images of all batches, learned similarities as a text
 from __future__ import annotations
 
 from collections.abc import Iterator
+from tempfile import TemporaryDirectory
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema, slices
 from pipeline.collect import collect_ground_truth, collect_images
+from pipeline.compute import Compute
 from pipeline.config import Project, SliceConfig, find_project
 from pipeline.encode import EncodeWorker
 from pipeline.models.profiles import build_encoder
 from pipeline.sources import open_source
+from pipeline.store import Store
 
 LEAST = 20  # images of a class
 
@@ -26,10 +29,12 @@ def collected(project: Project) -> tuple[pa.Table, pa.Table]:
     """The tables `images` and `ground_truth` of all batches."""
     source, config = open_source(project.source_uri), project.config
     parts = []
-    for batch in source.batches():
-        images, _ = collect_images(source, batch, config.source)
-        truth, _ = collect_ground_truth(source, batch, images, project.ontology, config.source)
-        parts.append((images, truth))
+    with TemporaryDirectory() as folder:
+        for batch in source.batches():
+            staging = Store(folder).staging("images", batch, "f")
+            images, _ = collect_images(source, batch, config.source, Compute(), staging)
+            truth, _ = collect_ground_truth(source, batch, images, project.ontology, config.source)
+            parts.append((images, truth))
     images, truth = (pa.concat_tables(tables) for tables in zip(*parts, strict=True))
     return images, truth
 

@@ -18,16 +18,21 @@ def cores() -> int:
     return max(1, int(given)) if given.isdigit() else len(os.sched_getaffinity(0))
 
 
-def ahead(function: Callable[[Item], Result], items: Iterable[Item], depth: int = 32) -> Iterator[Result]:
+def ahead(
+    function: Callable[[Item], Result], items: Iterable[Item], depth: int = 32, threads: int = 0
+) -> Iterator[Result]:
     """`function` of each item, in order, up to `depth` of them done before they are asked for.
 
     It must be safe on threads, and gains only where it lets go of Python's lock, as decoding does.
+
+    Args:
+        threads: how many; 0: one a core. More are worth it for what waits, as for a network.
 
     Raises:
         Whatever `function` or `items` raises, when that item's turn has come.
     """
     waiting: deque[Future[Result]] = deque()
-    pool = ThreadPoolExecutor(cores())
+    pool = ThreadPoolExecutor(threads or cores())
     try:
         for item in items:
             waiting.append(pool.submit(function, item))

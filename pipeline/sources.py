@@ -223,6 +223,9 @@ class S3Source:
         self._prefix = f"{prefix.strip('/')}/" if prefix.strip("/") else ""
         self._given = client
 
+    def __reduce__(self) -> tuple[Any, ...]:
+        return type(self), (self.uri,)  # elsewhere it makes a client of its own
+
     def batches(self) -> list[str]:
         names, loose = set(), False
         for page in self._pages(self._prefix, "/"):

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from PIL import Image
 
-from pipeline import ids, schema
-from pipeline.config import ProjectConfig, parse_config
+from pipeline import collect, ids, schema
+from pipeline.compute import Compute
+from pipeline.config import ProjectConfig, SourceConfig, parse_config
 from pipeline.images import Pixels
+from pipeline.sources import Source
+from pipeline.store import Store
 
 
 def speckled(seed: int, height: int = 60, width: int = 80) -> Pixels:
@@ -32,6 +36,15 @@ def save(folder: Path, images: Sequence[Pixels], batch: str = "b") -> pa.Table:
         Image.fromarray(pixels).save(path)
         rows.append(row(path, pixels.shape[1], pixels.shape[0], batch))
     return schema.table("images").from_rows(rows)
+
+
+def collect_images(
+    source: Source, batch: str, config: SourceConfig, compute: Compute | None = None
+) -> tuple[pa.Table, pa.Table]:
+    """The tables `images` and `rejected_files`, from scratch."""
+    with TemporaryDirectory() as folder:
+        staging = Store(folder).staging("images", batch, "f")
+        return collect.collect_images(source, batch, config, compute or Compute(), staging)
 
 
 def row(path: Path, width: int, height: int, batch: str = "b", **more: Any) -> dict[str, Any]:

@@ -3,10 +3,13 @@
 import io
 import itertools
 import json
+import os
+import signal
 import zlib
 from collections import Counter
 from collections.abc import Iterator
 from datetime import datetime
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
@@ -19,14 +22,17 @@ from hypothesis import strategies as st
 from moto.server import ThreadedMotoServer
 from PIL import Image
 
-from pipeline import masks, schema
-from pipeline.collect import collect_ground_truth, collect_images, tile_windows
+from pipeline import collect, masks, schema
+from pipeline.collect import collect_ground_truth, tile_windows
+from pipeline.compute import Compute
 from pipeline.config import SourceConfig, TileConfig
 from pipeline.errors import DataError
 from pipeline.ids import image_id, tile_id
 from pipeline.images import Reader
 from pipeline.ontology import Class, Ontology
-from pipeline.sources import open_source
+from pipeline.sources import FolderSource, Source, SourceFile, open_source
+from pipeline.store import Staging, Store
+from tests.pipeline.photo_rows import collect_images
 
 ONTOLOGY = Ontology((Class("cat", ("cat",), ("Kitty",)), Class("dog", ("dog",))))
 
@@ -258,8 +264,87 @@ def test_empty_batch_gives_empty_tables(tmp_path: Path) -> None:
 def test_progress_counts_every_file(tmp_path: Path) -> None:
     uri = put(tmp_path, {f"b/{i}.png": encoded(noise(i)) for i in range(3)} | {"b/bad.png": b"x", "b/x.txt": ""})
     seen: list[tuple[int, int]] = []
-    collect_images(open_source(uri), "b", settings_of(uri), lambda done, total: seen.append((done, total)))
-    assert seen == [(1, 4), (2, 4), (3, 4), (4, 4)]
+    told = Compute(progress=lambda done, total: seen.append((done, total)))
+    collect_images(open_source(uri), "b", settings_of(uri), told)
+    assert seen == [(4, 4)]
+
+
+@pytest.mark.parametrize("mode", ["local", pytest.param("auto", marks=pytest.mark.ray)])
+def test_collecting_elsewhere_gives_the_same_tables(troubled: Path, mode: str, tmp_path: Path) -> None:
+    for k in range(150):  # more than a shard, and the last file's bytes are in the first shard, too
+        (tmp_path / f"{k:03d}.png").write_bytes(encoded(noise(k % 149, 8, 8)))
+    for folder, batch in ((troubled, "b"), (tmp_path, "default")):
+        source, config = open_source(str(folder)), settings_of(str(folder), tile={"size": 30, "overlap": 5})
+        here, there = (collect_images(source, batch, config, Compute(m, 2)) for m in ("inline", mode))
+        assert here[0].equals(there[0]) and here[1].equals(there[1])
+    assert [(r["file_name"], r["detail"]) for r in here[1].to_pylist()] == [
+        ("149.png", "the same bytes as 000.png; nothing need be done")
+    ]
+
+
+class Fatal(FolderSource):
+    """Notes each file that is read in `notes`; one of them kills the process, once or always."""
+
+    def __init__(self, uri: str, notes: Path, killer: str, once: bool) -> None:
+        super().__init__(uri)
+        self.notes, self.killer, self.once = notes, killer, once
+
+    def read(self, file: SourceFile) -> bytes:
+        with (self.notes / file.name).open("a") as note:
+            note.write("read\n")
+        if file.name == self.killer and not (self.once and (self.notes / "died").exists()):
+            (self.notes / "died").touch()
+            os.kill(os.getpid(), signal.SIGKILL)
+        return super().read(file)
+
+
+def killed(source: Source, config: SourceConfig, staging: Staging) -> None:
+    """A collection in a process of its own, which does not survive it."""
+    child = get_context("fork").Process(
+        target=collect.collect_images, args=(source, "default", config, Compute(), staging)
+    )
+    child.start()
+    child.join()
+    assert child.exitcode == -signal.SIGKILL
+
+
+@pytest.fixture
+def many(tmp_path: Path) -> Path:
+    """Three shards of files, and a folder for notes."""
+    (tmp_path / "notes").mkdir()
+    (tmp_path / "photos").mkdir()
+    data = encoded(noise(1, 8, 8))
+    for k in range(300):
+        (tmp_path / "photos" / f"{k:03d}.png").write_bytes(data + bytes([k % 256, k // 256]))
+    return tmp_path
+
+
+@pytest.mark.parametrize("mode", ["inline", "local"])
+def test_a_file_that_kills_its_reader_is_listed_with_the_signal(many: Path, mode: str) -> None:
+    uri = str(many / "photos")
+    source, config = Fatal(uri, many / "notes", "200.png", once=False), settings_of(uri)
+    expected = collect_images(open_source(uri), "default", config)[0]
+    staging = Store(str(many / "store")).staging("images", "default", "f")
+    if mode == "inline":  # the first run is lost, the second one knows which shard it was
+        killed(source, config, staging)
+    images, rejected = collect.collect_images(source, "default", config, Compute(mode, 2), staging)
+    assert images.equals(expected.filter(pc.not_equal(expected["file_name"], "200.png"))) and images.num_rows == 299
+    (row,) = rejected.to_pylist()
+    assert row["file_name"] == "200.png" and row["reason"] == "fatal" and "(SIGKILL)" in row["detail"]
+    assert row["bytes"] == (many / "photos" / "200.png").stat().st_size
+
+
+def test_a_killed_collection_does_only_the_shard_in_hand_again(many: Path) -> None:
+    uri = str(many / "photos")
+    source, config = Fatal(uri, many / "notes", "200.png", once=True), settings_of(uri)
+    staging = Store(str(many / "store")).staging("images", "default", "f")
+    killed(source, config, staging)
+    images, rejected = collect.collect_images(source, "default", config, Compute(), staging)
+    assert images.equals(collect_images(open_source(uri), "default", config)[0]) and not rejected.num_rows
+    times = {path.name: len(path.read_text().split()) for path in (many / "notes").glob("*.png")}
+    again = sorted(name for name, n in times.items() if n > 1)
+    assert len(times) == 300 and set(times.values()) == {1, 2}
+    assert again[0] == "128.png" and again[-1] < "216.png"
 
 
 @pytest.fixture(scope="module")
@@ -293,6 +378,8 @@ def test_s3_gives_the_same_tables_as_a_folder(tmp_path: Path, s3: Any, monkeypat
     monkeypatch.setenv("AWS_ACCESS_KEY_ID", "test")
     monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "test")
     monkeypatch.setenv("AWS_REGION", "us-east-1")
+    elsewhere, _ = collect_images(source, "b", config, Compute("local", 1))
+    assert elsewhere.equals(tables[1][4])
     local, remote = (Reader().read_rows(t[4]) for t in tables)
     assert all(np.array_equal(a, b) for a, b in zip(local, remote, strict=True))
 

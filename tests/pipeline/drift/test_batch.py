@@ -20,6 +20,7 @@ from pipeline.drift.permutations import ks_parts, permutation_test, share_parts
 from pipeline.drift.sides import Sides, covered_area, thinned
 from pipeline.errors import ConfigError
 from tests.pipeline.curated_rows import image_rows, quality_rows, unit
+from tests.pipeline.photo_rows import collect_images
 
 CONFIG = DriftConfig(permutations=199, most_permutations=20_000, alpha=0.05)
 
@@ -351,7 +352,7 @@ def test_large_sides_are_thinned_by_whole_images(monkeypatch: pytest.MonkeyPatch
 @pytest.mark.weights
 @pytest.mark.slow
 def test_other_sites_drift_and_the_held_out_part_of_the_same_site_does_not() -> None:
-    from pipeline import collect, encode, quality
+    from pipeline import encode, quality
     from pipeline.config import find_project
     from pipeline.sources import open_source
 
@@ -359,7 +360,7 @@ def test_other_sites_drift_and_the_held_out_part_of_the_same_site_does_not() -> 
     config = project.config
     source = open_source(project.source_uri)
     batches = ("2026-06-01-yell", "2026-07-01-yell", "2026-08-01-osbs", "2026-08-15-soap")
-    images = pa.concat_tables([collect.collect_images(source, b, config.source)[0] for b in batches])
+    images = pa.concat_tables([collect_images(source, b, config.source)[0] for b in batches])
     measured = quality.flag(quality.QualityWorker()(images), config.curation)
     vectors = encode.EncodeWorker(config)(images)
     windows = vectors.filter(pa.array(vectors.column("patch").to_numpy() > 0))
