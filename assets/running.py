@@ -60,6 +60,8 @@ def _made(recipe: Recipe, work: Work, mark: str) -> Done:
     started, clock = datetime.now(UTC), time.perf_counter()
     if recipe.pool == "gpu":
         work.device = device_of(work.compute)
+    else:
+        work.compute = replace(work.compute, gpus=0)
     meter = _meter(recipe, work, started)
     meter.begin()
     work.compute = replace(work.compute, progress=meter.watched(work.compute.progress))

@@ -498,7 +498,7 @@ class PriceConfig(Section):
 
 class RayConfig(Section):
     cpus: float = Field(1, gt=0, description="CPUs of an actor: so many threads decode photos ahead of its model")
-    gpus: float | None = Field(None, ge=0, description="GPUs of an actor, also below 1; null: 1 if all get one")
+    gpus: float | None = Field(None, ge=0, description="GPUs of an actor, also below 1; null: 1 if the cluster has any")
     min_workers: int = Field(1, gt=0, description="actors that must be up before work begins; at most: workers")
     patience: float = Field(300, gt=0, description="seconds to wait for them: an autoscaler may start machines first")
 

@@ -52,7 +52,8 @@ class Compute:
         batch_size: rows a worker sees at once; part of a result's identity, since models round
             differently in other batch shapes.
         cpus: of each Ray actor: its threads, on which photos are decoded ahead of the model.
-        gpus: of each Ray actor, a share of one if below 1; None: a whole one where all actors get one.
+        gpus: of each Ray actor, a share of one if below 1; None: a whole one, and no more actors than there are
+            GPUs, unless the cluster has none.
         min_workers: actors that must be up before work begins on Ray.
         patience: seconds to wait for them, and for any while none is up.
         load: told how the work stands whenever that changes.

@@ -8,11 +8,15 @@ gone when the work ends, however it ends.
 
 from __future__ import annotations
 
+import hashlib
 import logging
 import os
 import socket
 import time
 from collections.abc import Iterator
+from functools import lru_cache
+from importlib.metadata import version
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -30,6 +34,7 @@ _ANSWER = 10.0  # seconds for a cluster's port to answer
 # before it runs (seen in one start of five on a busy machine). Another one is what helps.
 _CLIENT_SERVER_DIED = ("Starting Ray client server failed", "start_specific_server", "Proxy failed to Connect")
 _ATTEMPTS = 5
+_DEATHS_AT_START = 4  # of one actor and those in its place: machines may be lost, but not again and again
 
 
 def run(job: Job, todo: Todo, compute: Compute, tell: Tell) -> Iterator[int]:
@@ -57,8 +62,9 @@ class _Shards:
         self.job = job
         self.worker: Worker | None = None
 
-    def up(self) -> None:
-        """Answers once the actor is running."""
+    def up(self) -> tuple[str, str]:
+        """Answers once the actor is running: its machine, and the code that it runs."""
+        return socket.gethostname(), installed()
 
     def do(self, shard: str, data: bytes, carefully: bool) -> None:
         rows = unpacked(data)
@@ -77,21 +83,27 @@ class _Actors:
         self._patience = compute.patience
         if compute.mode == "auto" and not os.environ.get("RAY_ADDRESS"):
             count = max(1, min(count, int(cluster.get("CPU", 1) // compute.cpus)))
+        gpus = compute.gpus
+        if gpus is None:  # two models on one GPU, of which neither knows, would not fit
+            there = int(cluster.get("GPU", 0))
+            gpus = min(there, 1)
+            if 0 < there < count:
+                _say_fewer(there, count)
+                count = there
         self._least = min(compute.min_workers, count)
-        gpus = compute.gpus if compute.gpus is not None else float(cluster.get("GPU", 0) >= count)
         # No restarts of Ray's own: which shard an actor died over must be known here.
         self._kind = ray.remote(num_cpus=compute.cpus, num_gpus=gpus, max_restarts=0, max_task_retries=0)(_Shards)
         self._job = ray.put(job)
-        self._starting: dict[Any, Any] = {}
+        self._starting: dict[Any, tuple[Any, int]] = {}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, str]] = {}
         self._up_at = time.monotonic()
         for _ in range(count):
             self._start()
 
-    def _start(self) -> None:
+    def _start(self, deaths: int = 0) -> None:
         actor = self._kind.remote(self._job)
-        self._starting[actor.up.remote()] = actor
+        self._starting[actor.up.remote()] = actor, deaths
 
     def idle(self) -> list[Any]:
         if len(self._idle) < self._least:
@@ -100,7 +112,7 @@ class _Actors:
         return list(self._idle)
 
     def dismiss(self) -> None:
-        spare = [*self._starting.values(), *self._idle]
+        spare = [*(actor for actor, _ in self._starting.values()), *self._idle]
         if self._least or not self._busy:
             return
         self._starting.clear()
@@ -125,15 +137,18 @@ class _Actors:
         return [end for ref in ready for end in (self._came_up(ref) if ref in self._starting else self._ended(ref))]
 
     def _came_up(self, ref: Any) -> list[tuple[str, bool]]:
-        actor = self._starting.pop(ref)
+        actor, deaths = self._starting.pop(ref)
         try:
-            self._ray.get(ref)
+            said = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             raise _own(error) or error from error
-        except self._ray.exceptions.RayError:
-            self._start()
-        else:
-            self._idle.append(actor)
+        except self._ray.exceptions.RayError as error:
+            if getattr(error, "actor_init_failed", False) or deaths + 1 == _DEATHS_AT_START:
+                raise _never_up(error, deaths + 1) from error
+            self._start(deaths + 1)
+            return []
+        self._idle.append(actor)
+        _compare(said)
         return []
 
     def _ended(self, ref: Any) -> list[tuple[str, bool]]:
@@ -151,10 +166,54 @@ class _Actors:
 
     def close(self) -> None:
         """Their CPUs and GPUs must be free when the next work begins."""
-        actors = [*self._starting.values(), *self._idle, *(actor for actor, _ in self._busy.values())]
+        actors = [actor for actor, _ in (*self._starting.values(), *self._busy.values())] + self._idle
         if self._ray.is_initialized():
             for actor in actors:
                 self._ray.kill(actor)
+
+
+@lru_cache
+def installed() -> str:
+    """The package as it lies here: its version, and a hash of its code."""
+    import pipeline
+
+    folder, digest = Path(pipeline.__file__).parent, hashlib.sha256()
+    for path in sorted(folder.rglob("*.py")):
+        digest.update(f"{path.relative_to(folder)}\n".encode() + path.read_bytes())
+    return f"{version('cv-pipeline')} ({digest.hexdigest()[:12]})"
+
+
+def _compare(said: tuple[str, str] | None) -> None:
+    """Other code would quietly give other rows.
+
+    Raises:
+        PipelineError: an actor does not run the code that lies here.
+    """
+    host, code = said or ("a node", "an older one")
+    if code != installed():
+        raise PipelineError(
+            f"the package on {host} is {code}, here it is {installed()}",
+            "install the same on every node and start Ray there again (docs/cluster.md)",
+        )
+
+
+def _never_up(error: Exception, deaths: int) -> PipelineError:
+    why = str(error).strip().splitlines()[-1].strip()[:500]  # of a traceback, what was raised
+    return PipelineError(
+        f"a Ray actor died {deaths} times before it was up: {why}"
+        if deaths > 1
+        else f"a Ray actor cannot start: {why}",
+        "install this package on every node, in the same version (docs/cluster.md), and see that they have memory",
+    )
+
+
+@lru_cache
+def _say_fewer(gpus: int, workers: int) -> None:
+    _log.warning(
+        "the cluster has %d GPUs: so many actors are started, not %d; with `ray.gpus` below 1 they share them",
+        gpus,
+        workers,
+    )
 
 
 def _own(error: Any) -> PipelineError | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 import time
@@ -14,6 +15,8 @@ from typing import Any
 import pytest
 from namespaces import machines, possible
 from ray_nodes import Nodes, nodes
+
+import pipeline
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 SHARDS = 36
@@ -55,6 +58,44 @@ def test_a_machine_that_is_unplugged_costs_a_shard_and_no_row(tmp_path: Path) ->
         pytest.skip("needs root, and a kernel that makes network namespaces")
     with machines(3) as cluster:
         outlived(cluster, tmp_path, lambda: cluster.unplug(2))
+
+
+def test_no_more_actors_than_gpus_unless_they_share(tmp_path: Path) -> None:
+    """Two workers on one GPU: one actor, which has it; asked for none, both, on CPUs."""
+    with nodes(1, cpus=2, gpus=1) as cluster:
+        for name, settings, actors, gpus in (("null", {}, 1, {"0"}), ("none", {"gpus": 0}, 2, {""})):
+            (tmp_path / name).mkdir()
+            running = work(cluster, tmp_path / name, workers=2, min_workers=2, **settings)
+            said, _ = running.communicate(timeout=400)
+            assert running.returncode == 0, said
+            found = notes(tmp_path / name)
+            assert len(found) == SHARDS and len({n["pid"] for n in found}) == actors
+            assert {n["gpus"] or "" for n in found} == gpus
+            assert ("the cluster has 1 GPUs" in said) == (name == "null")
+
+
+@pytest.mark.parametrize(
+    ("code", "told"),
+    [
+        ("raise ModuleNotFoundError('not here')", "a Ray actor cannot start: ModuleNotFoundError: not here"),
+        ("# other", "the package on "),
+    ],
+)
+def test_a_node_with_other_code_ends_the_run(tmp_path: Path, code: str, told: str) -> None:
+    """A package that cannot be imported stands for none, and one with a comment more for another version."""
+    other = tmp_path / "other" / "pipeline"
+    shutil.copytree(Path(pipeline.__file__).parent, other)
+    with (other / "__init__.py").open("a") as file:
+        file.write(code)
+    (tmp_path / "out").mkdir()
+    with nodes(1, head_cpus=0) as cluster:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setenv("PYTHONPATH", str(other.parent))
+            cluster.add()
+        running = work(cluster, tmp_path / "out", workers=2)
+        said, _ = running.communicate(timeout=400)
+    assert running.returncode == 1 and told in said, said
+    assert not notes(tmp_path / "out")
 
 
 def test_actors_share_gpus_and_wait_for_their_number(tmp_path: Path) -> None:
