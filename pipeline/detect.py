@@ -7,7 +7,7 @@ asked yet is asked again; thresholds, negative prompts and suppression work on w
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from pipeline import boxes as box_ops
 from pipeline import schema
-from pipeline.compute import Compute, map_batches
+from pipeline.compute import AheadWorker, Compute, map_batches
 from pipeline.config import Project, ProjectConfig
 from pipeline.images import Pixels, Reader, UnusableImage
 from pipeline.models import proposals
@@ -55,7 +55,7 @@ class Found:
     seconds: dict[str, float]
 
 
-class DetectWorker:
+class DetectWorker(AheadWorker):
     """Rows of `images` to what each labeller says of them.
 
     The rows that come out are of several tables in one (`_MIXED`): detections of plain labellers,
@@ -68,31 +68,36 @@ class DetectWorker:
         self._labellers = _labellers(config, Path(folder))
         self._reader = Reader(config.source.max_pixels)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        read, parts = self._read(rows)
-        images = [image for _, image in read]
+    def read(self, rows: pa.Table) -> Iterator[Pixels | UnusableImage]:
+        """Pixels of each image."""
+        return self._reader.whole(rows)
+
+    def answer(self, rows: pa.Table, read: Iterable[Pixels | UnusableImage]) -> pa.Table:
+        """What the labellers say of the images that can be read."""
+        seen, parts = self._sorted(rows, read)
+        images = [image for _, image in seen]
         prompted = 0
         plain = []
         for labeller in self._labellers:
             start = time.perf_counter()
             if isinstance(labeller, Prompted):
-                parts += _proposed(labeller, read, prompted)
+                parts += _proposed(labeller, seen, prompted)
                 prompted += 1
             else:
                 plain.append((labeller.producer, labeller.detect(images) if images else []))
             parts.append(pa.table({"producer": [labeller.producer], _TOOK: [time.perf_counter() - start]}))
-        said = [(key, producer, found[k]) for k, (key, _) in enumerate(read) for producer, found in plain]
+        said = [(key, producer, found[k]) for k, (key, _) in enumerate(seen) for producer, found in plain]
         return pa.concat_tables([_mixed(part) for part in (detection_rows(said), *parts)])
 
-    def _read(self, rows: pa.Table) -> tuple[list[_Read], list[pa.Table]]:
+    def _sorted(self, rows: pa.Table, read: Iterable[Pixels | UnusableImage]) -> tuple[list[_Read], list[pa.Table]]:
         """The images that can be read, with their rows, and rows of `unanswered` for the others."""
-        read, failed = [], []
-        for row in rows.to_pylist():
-            try:
-                read.append((row, self._reader.read(row)))
-            except UnusableImage as error:
-                failed += [_unanswered(row, labeller.producer, error.reason) for labeller in self._labellers]
-        return read, failed
+        seen, failed = [], []
+        for row, image in zip(rows.to_pylist(), read, strict=True):
+            if isinstance(image, UnusableImage):
+                failed += [_unanswered(row, labeller.producer, image.reason) for labeller in self._labellers]
+            else:
+                seen.append((row, image))
+        return seen, failed
 
 
 def _proposed(labeller: Prompted, read: Sequence[_Read], number: int) -> list[pa.Table]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
 from pipeline import schema
-from pipeline.compute import Compute, map_shards
+from pipeline.compute import AheadWorker, Compute, map_shards
 from pipeline.config import ProjectConfig
 from pipeline.images import READ, Pixels, Reader
 from pipeline.models.profiles import build_encoder, encoder_producer
@@ -19,7 +19,7 @@ from pipeline.vectors import Vectors, vector_schema
 NEEDED = ("image_id", "batch", "file_name", *READ)  # columns of `images`
 
 
-class EncodeWorker:
+class EncodeWorker(AheadWorker):
     """Rows of `images` to rows of `vectors.vector_schema`: patch 0, then the windows row by row.
 
     Images that can no longer be read are left out.
@@ -30,15 +30,19 @@ class EncodeWorker:
         self._grid = config.curation.patches
         self._reader = Reader(config.source.max_pixels)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        """Unit vectors of a batch of images, decoded while others are in the model."""
+    def read(self, rows: pa.Table) -> Iterator[list[Any] | None]:
+        """What the model sees of each image and its windows."""
+        return self._reader.stream(rows, self._look)
+
+    def answer(self, rows: pa.Table, read: Iterable[list[Any] | None]) -> pa.Table:
+        """Unit vectors of a batch of images."""
         names: list[str] = []
         batches: list[str] = []
         patches: list[int] = []
 
         def prepared() -> Iterator[Any]:
             keys = zip(rows.column("image_id").to_pylist(), rows.column("batch").to_pylist(), strict=True)
-            for (image_id, batch), parts in zip(keys, self._reader.stream(rows, self._look), strict=True):
+            for (image_id, batch), parts in zip(keys, read, strict=True):
                 for patch, part in enumerate(parts or []):
                     names.append(image_id)
                     batches.append(batch)

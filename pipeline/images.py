@@ -195,6 +195,8 @@ def shrink_by(width: int, height: int, least: int) -> int:
     return max((by for by in (2, 4, 8) if least and min(width, height) >= by * least), default=1)
 
 
+_AHEAD, _WHOLE_AHEAD = 32, 16  # photos that are done, or being done, before they are asked for
+
 # Columns of `images` that a Reader needs.
 READ = ("uri", "tile_x", "tile_y", "width", "height", "photo_width", "photo_height")
 
@@ -231,7 +233,11 @@ class Reader:
 
     def read_rows(self, rows: pa.Table) -> list[Pixels | None]:
         """Pixels of each row; None where a file has become unusable since it was collected."""
-        return list(self.stream(rows, lambda pixels: pixels))
+        return [None if isinstance(one, UnusableImage) else one for one in self.whole(rows)]
+
+    def whole(self, rows: pa.Table) -> Iterator[Pixels | UnusableImage]:
+        """Pixels of each row, in order, or why a file has become unusable. Few are held ahead: photos are large."""
+        return self._attempts(rows, lambda pixels: pixels, 0, _WHOLE_AHEAD)
 
     def stream(self, rows: pa.Table, function: Callable[[Pixels], T], least: int = 0) -> Iterator[T | None]:
         """`function` of the pixels of each row, in order; None where a file has become unusable.
@@ -242,20 +248,26 @@ class Reader:
             least: images are halved, once to three times, as long as the shorter edge keeps so many pixels;
                 0: never.
         """
+        found = self._attempts(rows, function, least, _AHEAD)
+        return (None if isinstance(one, UnusableImage) else one for one in found)
+
+    def _attempts(
+        self, rows: pa.Table, function: Callable[[Pixels], T], least: int, depth: int
+    ) -> Iterator[T | UnusableImage]:
         wanted = rows.select(list(READ))
         photos = [list(tiles) for _, tiles in groupby(wanted.to_pylist(), key=lambda row: row["uri"])]
 
-        def of_photo(tiles: list[dict[str, Any]]) -> list[T | None]:
-            found = (self._read_or_none(row, shrink_by(row["width"], row["height"], least)) for row in tiles)
-            return [None if pixels is None else function(pixels) for pixels in found]
+        def of_photo(tiles: list[dict[str, Any]]) -> list[T | UnusableImage]:
+            return [self._attempt(row, function, shrink_by(row["width"], row["height"], least)) for row in tiles]
 
-        return chain.from_iterable(ahead(of_photo, photos))
+        return chain.from_iterable(ahead(of_photo, photos, depth))
 
-    def _read_or_none(self, row: dict[str, Any], shrink: int) -> Pixels | None:
+    def _attempt(self, row: dict[str, Any], function: Callable[[Pixels], T], shrink: int) -> T | UnusableImage:
         try:
-            return self.read(row, shrink)
-        except UnusableImage:
-            return None
+            pixels = self.read(row, shrink)
+        except UnusableImage as error:
+            return error
+        return function(pixels)
 
     def _photo(self, uri: str, shrink: int) -> Photo:
         key = (uri, shrink)

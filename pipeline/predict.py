@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import schema
+from pipeline.compute import AheadWorker
 from pipeline.errors import WeightsError
-from pipeline.images import Pixels, Reader
+from pipeline.images import Pixels, Reader, UnusableImage
 from pipeline.models import fcos, probe, zero_shot
 from pipeline.models.foundation import Chosen
 from pipeline.models.probe import Embeddings
@@ -49,7 +50,7 @@ def worker_options(model: dict[str, Any], max_pixels: int = 200_000_000, store: 
     return {key: model[key] for key in ("model", "path", "sha256")} | {"max_pixels": max_pixels, "store": store}
 
 
-class TunedClipWorker:
+class TunedClipWorker(AheadWorker):
     """A fine-tuned CLIP: of each image the most probable classes by its words. Unreadable images are left out.
 
     Args:
@@ -73,11 +74,16 @@ class TunedClipWorker:
         self._encoder = ClipEncoder(_tuned("encoder", here, details))
         self._reader = Reader(max_pixels)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def read(self, rows: pa.Table) -> Iterator[Any]:
+        """What the model sees of each image."""
+        return self._reader.stream(rows, self._encoder.prepare)
+
+    def answer(self, rows: pa.Table, read: Iterable[Any]) -> pa.Table:
+        """The most probable classes of each image."""
         readable: list[int] = []
 
         def prepared() -> Iterator[Any]:
-            for i, seen in enumerate(self._reader.stream(rows, self._encoder.prepare)):
+            for i, seen in enumerate(read):
                 if seen is not None:
                     readable.append(i)
                     yield seen
@@ -88,7 +94,7 @@ class TunedClipWorker:
         return class_rows(self.model, self._ontology.names, kept, shares)
 
 
-class TunedDinoWorker:
+class TunedDinoWorker(AheadWorker):
     """A fine-tuned Grounding DINO: boxes of the classes whose words it learnt. Unreadable images are left out.
 
     Args:
@@ -113,8 +119,13 @@ class TunedDinoWorker:
         self._detector = grounding_dino.build(chosen, _ontology(details), details["nms_iou"], "tuned", floors)
         self._reader = Reader(max_pixels)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        return _detected(self.model, self._reader, self._detector.detect, rows)
+    def read(self, rows: pa.Table) -> Iterator[Pixels | UnusableImage]:
+        """Pixels of each image."""
+        return self._reader.whole(rows)
+
+    def answer(self, rows: pa.Table, read: Iterable[Pixels | UnusableImage]) -> pa.Table:
+        """Boxes of each image."""
+        return _detected(self.model, self._detector.detect, rows, read)
 
 
 def _ontology(details: dict[str, Any]) -> Ontology:
@@ -125,7 +136,7 @@ def _tuned(role: str, path: Path, details: dict[str, Any]) -> Chosen:
     return Chosen(role, checkpoint(str(path)), "", details["options"])
 
 
-class PredictWorker:
+class PredictWorker(AheadWorker):
     """A trained detector as a worker of `compute.map_batches`: rows of images to rows of predictions.
 
     Images that can no longer be read get no predictions.
@@ -148,8 +159,13 @@ class PredictWorker:
         self.network = network.to(self.device, memory_format=torch.channels_last)
         self._reader = Reader(max_pixels)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        return _detected(self.model, self._reader, self.detect, rows)
+    def read(self, rows: pa.Table) -> Iterator[Pixels | UnusableImage]:
+        """Pixels of each image."""
+        return self._reader.whole(rows)
+
+    def answer(self, rows: pa.Table, read: Iterable[Pixels | UnusableImage]) -> pa.Table:
+        """Boxes of each image."""
+        return _detected(self.model, self.detect, rows, read)
 
     def detect(self, images: Sequence[Pixels]) -> list[Detections]:
         """Boxes of each (height, width, 3) uint8 image.
@@ -181,13 +197,15 @@ class PredictWorker:
 
 
 def _detected(
-    model: str, reader: Reader, detect: Callable[[Sequence[Pixels]], Sequence[Detections]], rows: pa.Table
+    model: str,
+    detect: Callable[[Sequence[Pixels]], Sequence[Detections]],
+    rows: pa.Table,
+    read: Iterable[Pixels | UnusableImage],
 ) -> pa.Table:
     """Rows of `predictions` of the rows of images that can be read."""
-    pixels = reader.read_rows(rows)
-    readable = [i for i, image in enumerate(pixels) if image is not None]
-    found = detect([image for image in pixels if image is not None])
-    return prediction_rows(model, rows.take(pa.array(readable, pa.int64())), found)
+    seen = [(i, image) for i, image in enumerate(read) if not isinstance(image, UnusableImage)]
+    found = detect([image for _, image in seen])
+    return prediction_rows(model, rows.take(pa.array([i for i, _ in seen], pa.int64())), found)
 
 
 def by_shape(images: Sequence[Pixels]) -> list[list[int]]:

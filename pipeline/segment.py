@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -10,9 +10,9 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.compute import Compute, map_batches
+from pipeline.compute import AheadWorker, Compute, map_batches
 from pipeline.config import ProjectConfig
-from pipeline.images import Reader
+from pipeline.images import Pixels, Reader, UnusableImage
 from pipeline.models.profiles import build_segmenter
 from pipeline.models.roles import Segments
 from pipeline.store import Staging
@@ -20,7 +20,7 @@ from pipeline.store import Staging
 _IDS, _BOXES = "annotation_ids", "boxes"
 
 
-class SegmentWorker:
+class SegmentWorker(AheadWorker):
     """Rows of `images` with their boxes (see `with_boxes`) to rows of `masks`.
 
     Images that can no longer be read have no rows.
@@ -30,15 +30,17 @@ class SegmentWorker:
         self._segmenter = build_segmenter(config)
         self._reader = Reader(config.source.max_pixels)
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
+    def read(self, rows: pa.Table) -> Iterator[Pixels | UnusableImage]:
+        """Pixels of each image."""
+        return self._reader.whole(rows)
+
+    def answer(self, rows: pa.Table, read: Iterable[Pixels | UnusableImage]) -> pa.Table:
         """One mask a box, in the order of the boxes."""
         keys = rows.select(["image_id", "batch", _IDS, _BOXES]).to_pylist()
-        read = [
-            (key, image) for key, image in zip(keys, self._reader.read_rows(rows), strict=True) if image is not None
-        ]
-        boxes = [np.asarray(key[_BOXES], np.float64).reshape(-1, 4) for key, _ in read]
-        drawn = self._segmenter.segment([image for _, image in read], boxes)
-        return mask_rows([key for key, _ in read], [key[_IDS] for key, _ in read], drawn, self._segmenter.producer)
+        seen = [(k, image) for k, image in zip(keys, read, strict=True) if not isinstance(image, UnusableImage)]
+        boxes = [np.asarray(key[_BOXES], np.float64).reshape(-1, 4) for key, _ in seen]
+        drawn = self._segmenter.segment([image for _, image in seen], boxes)
+        return mask_rows([key for key, _ in seen], [key[_IDS] for key, _ in seen], drawn, self._segmenter.producer)
 
 
 def mask_rows(

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import logging
 import time
-from collections.abc import Callable
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field
+from itertools import islice
 from typing import Any, Protocol
 
 import pyarrow as pa
@@ -20,6 +22,21 @@ class Worker(Protocol):
     """Loads its weights when made; turns rows into rows, knowing nothing of where it runs."""
 
     def __call__(self, rows: pa.Table) -> pa.Table: ...
+
+
+class AheadWorker(ABC):
+    """A worker that reads what it needs of the rows ahead of its model, while that is busy with earlier ones."""
+
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        return self.answer(rows, self.read(rows))
+
+    @abstractmethod
+    def read(self, rows: pa.Table) -> Iterator[Any]:
+        """Something for each row, in order; made on threads before it is asked for (`pipeline.ahead`)."""
+
+    @abstractmethod
+    def answer(self, rows: pa.Table, read: Iterable[Any]) -> pa.Table:
+        """Rows for rows, with what was read of each."""
 
 
 Progress = Callable[[int, int], None]  # images done, images in all
@@ -98,8 +115,11 @@ class Job:
 
     def rows(self, ready: Worker, rows: pa.Table) -> pa.Table:
         """What the worker makes of `rows`, batch by batch."""
-        starts = range(0, max(rows.num_rows, 1), self.batch_size)
-        return pa.concat_tables([ready(rows.slice(start, self.batch_size)) for start in starts])
+        batches = [rows.slice(start, self.batch_size) for start in range(0, max(rows.num_rows, 1), self.batch_size)]
+        if not isinstance(ready, AheadWorker):
+            return pa.concat_tables([ready(batch) for batch in batches])
+        read = ready.read(rows)  # of all, so that the model need not wait at the beginning of each batch
+        return pa.concat_tables([ready.answer(batch, list(islice(read, batch.num_rows))) for batch in batches])
 
 
 Todo = list[tuple[str, pa.Table]]  # shards by name, in the order of the input

@@ -12,6 +12,7 @@ pixels is not seen at a quarter; with `measured_edge: 0` all is measured in full
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -20,6 +21,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
 from pipeline import schema
+from pipeline.compute import AheadWorker
 from pipeline.images import Pixels, Reader
 
 MEASURES = (
@@ -42,7 +44,7 @@ _PEAKED = 0.18  # cleanvision's: how peaked a histogram must be to count
 _SCALE = 0.01  # cleanvision's, of edges and of the histogram
 
 
-class QualityWorker:
+class QualityWorker(AheadWorker):
     """Rows of `images` -> the measures of `quality`, with `width` and `height`.
 
     Images whose file has become unusable since collection have no row.
@@ -57,8 +59,13 @@ class QualityWorker:
         self.reader = Reader(max_pixels)
         self.least = measured_edge
 
-    def __call__(self, rows: pa.Table) -> pa.Table:
-        found = list(self.reader.stream(rows, measure, self.least))
+    def read(self, rows: pa.Table) -> Iterator[dict[str, Any] | None]:
+        """The measures of each image."""
+        return self.reader.stream(rows, measure, self.least)
+
+    def answer(self, rows: pa.Table, read: Iterable[dict[str, Any] | None]) -> pa.Table:
+        """The measures of the images that can be read, as a table."""
+        found = list(read)
         usable = [i for i, values in enumerate(found) if values is not None]
         measured = [values for values in found if values is not None]
         identity = rows.select(["image_id", "batch", "width", "height"]).take(pa.array(usable, pa.int64()))

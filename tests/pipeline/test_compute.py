@@ -3,7 +3,8 @@ from __future__ import annotations
 import os
 import signal
 import sys
-from collections.abc import Iterator
+import threading
+from collections.abc import Iterable, Iterator
 from multiprocessing import get_context
 from pathlib import Path
 
@@ -13,7 +14,8 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from pipeline.compute import Compute, map_batches, on_ray
+from pipeline.ahead import ahead
+from pipeline.compute import AheadWorker, Compute, map_batches, on_ray
 from pipeline.errors import DataError, PipelineError
 from pipeline.store import Staging, Store
 
@@ -55,6 +57,27 @@ class Unmade:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         return rows
+
+
+class Overlaps(AheadWorker):
+    """Answers a batch only when the first row of the next one has been read."""
+
+    def __init__(self, last: int) -> None:
+        self.last = last
+        self.seen = {n: threading.Event() for n in range(last + 1)}
+
+    def read(self, rows: pa.Table) -> Iterator[int]:
+        return ahead(self.look, rows.column("n").to_pylist(), depth=2, threads=1)
+
+    def look(self, n: int) -> int:
+        self.seen[n].set()
+        return n
+
+    def answer(self, rows: pa.Table, read: Iterable[int]) -> pa.Table:
+        found = list(read)
+        following = min(found[-1] + 1, self.last)
+        assert self.seen[following].wait(20), f"nothing was read while the model was busy with {found}"
+        return pa.table({"n": found, "asked": rows.column("n")})
 
 
 def numbers(n: int) -> pa.Table:
@@ -115,6 +138,11 @@ def test_any_division_gives_the_same_rows(
     work = Store(str(root)).staging("detections", "b", "f")
     found = map_batches(Squares, {"folder": str(root)}, numbers(n), Compute("inline", 1, batch_size, per_shard), work)
     assert found.column("square").to_pylist() == [i * i for i in range(n)]
+
+
+def test_the_next_batch_is_read_while_the_model_is_busy(staging: Staging) -> None:
+    found = map_batches(Overlaps, {"last": 10}, numbers(11), Compute(batch_size=3, batches_per_shard=9), staging)
+    assert found["n"].to_pylist() == found["asked"].to_pylist() == list(range(11))
 
 
 @pytest.mark.parametrize("mode", MODES)
