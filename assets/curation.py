@@ -30,7 +30,9 @@ def build(project: Project) -> Stage:
         """Blur, exposure, entropy and size, with flags for outliers."""
         edge = work.config.curation.quality.measured_edge
         options = {"max_pixels": work.config.source.max_pixels, "measured_edge": edge}
-        measured = work.map("quality", quality.QualityWorker, options, work.read("images"))
+        images = work.read("images")
+        before = quality.measured_before(work.known("quality"), images)
+        measured = work.map("quality", quality.QualityWorker, options, images, known=before)
         return quality.flag(measured, work.config.curation)
 
     @stage.table(
@@ -57,9 +59,12 @@ def build(project: Project) -> Stage:
     def embeddings(work: Work) -> pa.Table:
         """One unit vector an image (and one a window, if asked) into LanceDB, in one commit."""
         rows = work.read("images", encode.NEEDED)
-        work.images = rows.num_rows
-        staging = work.staging("embeddings")
-        return encode.embed_batch(rows, work.batch or "", work.vectors, work.config, work.compute, staging)
+        batch, known = work.batch or "", work.known("embeddings")
+        kept = encode.kept(rows, batch, work.vectors, work.config, known)
+        work.images = rows.num_rows - kept.num_rows
+        return encode.embed_batch(
+            rows, batch, work.vectors, work.config, work.compute, work.staging("embeddings"), kept
+        )
 
     @stage.table(
         "duplicates",

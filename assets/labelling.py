@@ -119,9 +119,11 @@ def build(project: Project) -> Stage:
         drawn = truth.filter(pc.is_valid(truth.column("mask")))
         found = work.read("detections")
         found = found.filter(pc.greater_equal(found.column("score"), work.config.labelling.mask_floor))
-        images, boxes = work.read("images"), pa.concat_tables([found, drawn])
-        work.images = images.num_rows
-        return segment.segment(boxes, images, work.config, work.compute, work.staging("masks"))
+        images = work.read("images")
+        wanted = segment.with_boxes(images, pa.concat_tables([found, drawn]))
+        known = segment.drawn_before(work.known("masks"), wanted)
+        work.images = images.num_rows - len(known.column("image_id").unique())
+        return work.map("masks", segment.SegmentWorker, {"config": work.config}, wanted, known=known)
 
     @stage.table("gold", inputs=("splits",), condition=follows(), ledger=False)
     def gold_(work: Work) -> pa.Table:

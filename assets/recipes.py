@@ -12,7 +12,7 @@ from dagster_aws.s3 import S3Resource
 
 from assets.resources import source_of
 from pipeline import logs, pulse, schema
-from pipeline.compute import Compute, Worker, map_batches
+from pipeline.compute import Compute, Worker, in_order, map_batches, without
 from pipeline.config import Project, ProjectConfig
 from pipeline.ids import fingerprint
 from pipeline.pulse import Beat
@@ -115,8 +115,11 @@ class Work:
     s3: S3Resource
     batch: str | None
     fingerprint: str = ""
+    code: str = ""
+    """The recipe's `code_version`: what decides rows besides inputs."""
     metadata: dict[str, Any] = field(default_factory=dict)
-    images: int = 0
+    images: int | None = None
+    """That were worked on; None where nothing counts them."""
     device: str = "cpu"
     tokens: int = 0
     tokens_written: int = 0
@@ -177,6 +180,15 @@ class Work:
         mine = self.batch if schema.table(name).batched else None
         return self.store.read(name, mine, columns)
 
+    def known(self, name: str) -> pa.Table:
+        """This batch's rows of the last time, if the same code, configuration and models made them; else none.
+
+        An image's id is the hash of its content: while it is there, its rows are what would be made again.
+        """
+        receipt = self.store.receipt(name, self.batch)
+        same = receipt is not None and receipt.written_by.get("code") == self.code
+        return self.store.read(name, self.batch) if same else schema.table(name).empty()
+
     def read_all(self, name: str) -> pa.Table:
         """A batched table's rows of every batch, none if it was never made."""
         return self.store.read_or_empty(name)
@@ -193,15 +205,31 @@ class Work:
         return {b: r.content for b, r in receipts.items() if r is not None}
 
     def map(
-        self, table: str, worker: Callable[..., Worker], options: dict[str, Any], rows: pa.Table, part: str = ""
+        self,
+        table: str,
+        worker: Callable[..., Worker],
+        options: dict[str, Any],
+        rows: pa.Table,
+        part: str = "",
+        known: pa.Table | None = None,
     ) -> pa.Table:
         """Run a worker over `rows`, resuming where an interrupted run of this work stopped.
 
         Args:
             part: of the table, where several workers see the same rows: each has shards of its own.
+            known: what the worker gave for some images at an earlier time: they are not given to it again, and what
+                comes out is in the order of `rows` all the same.
         """
-        self.images = max(self.images, rows.num_rows)
-        return map_batches(worker, options, rows, self.compute, self.staging(table, part))
+        new = rows if known is None else without(rows, known)
+        self.images = max(self.images or 0, new.num_rows)
+        if known is None:
+            return map_batches(worker, options, new, self.compute, self.staging(table, part))
+        found = [known]
+        if new.num_rows or not known.num_rows:
+            found.append(map_batches(worker, options, new, self.compute, self.staging(table, part)))
+        return in_order(
+            pa.concat_tables([one.select(found[-1].column_names).cast(found[-1].schema) for one in found]), rows
+        )
 
     def staging(self, table: str, part: str = "") -> Staging:
         """Where the shards of this work lie."""

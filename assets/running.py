@@ -41,7 +41,7 @@ def run_recipe(recipe: Recipe, work: Work) -> Done:
     if mark is None:
         missing = [name for name in recipe.inputs if work.contents(name) is None]
         raise PipelineError(f"its inputs are missing: {', '.join(missing)}", "materialise them first")
-    work.fingerprint = mark
+    work.fingerprint, work.code = mark, recipe.code_version
     fresh = recipe.receipts(work, mark)
     if fresh is not None:
         progress.tell(progress.Step(recipe.name, work.batch, skipped=True, seconds=0.0, rows=fresh[0].rows))
@@ -81,6 +81,7 @@ def _made(recipe: Recipe, work: Work, mark: str) -> Done:
         "checks": {name: [f.passed, f.why] for name, f in findings.items()},
         "seconds": seconds,
         "at": started.isoformat(),
+        "code": recipe.code_version,
     } | ({"failed": failures.num_rows} if (failures := _failures(work)) else {})
     receipts = [
         work.store.write(
@@ -175,7 +176,7 @@ def _ledger_entries(recipe: Recipe, work: Work, started: datetime, seconds: floa
         batch=work.batch or "",
         started_at=started,
         device=work.device,
-        images=work.images or rows,
+        images=rows if work.images is None else work.images,
         rows=rows,
         tokens=work.tokens,
         tokens_written=work.tokens_written,

@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
+from itertools import chain
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.compute import AheadWorker, Compute, map_shards
+from pipeline.compute import AheadWorker, Compute, in_order, map_shards, without
 from pipeline.config import ProjectConfig
 from pipeline.images import READ, Pixels, Reader
 from pipeline.models.profiles import build_encoder, encoder_producer
@@ -85,23 +87,48 @@ def embed(images: pa.Table, config: ProjectConfig, compute: Compute, staging: St
     return map_shards(EncodeWorker, {"config": config}, images, compute, staging)
 
 
+def kept(images: pa.Table, batch: str, vectors: Vectors, config: ProjectConfig, known: pa.Table) -> pa.Table:
+    """The rows of those images whose vectors are there and need not be made again.
+
+    Args:
+        known: rows of `embeddings` that equal work made for the batch.
+    """
+    there = vectors.counts(batch, encoder_producer(config)) if known.num_rows else {}
+    told = pc.value_counts(known["image_id"]).to_pylist()
+    whole = [found["values"] for found in told if there.get(found["values"]) == found["counts"]]
+    return images.filter(pc.is_in(images["image_id"], pa.array(whole, pa.string())))
+
+
 def embed_batch(
-    images: pa.Table, batch: str, vectors: Vectors, config: ProjectConfig, compute: Compute, staging: Staging
+    images: pa.Table,
+    batch: str,
+    vectors: Vectors,
+    config: ProjectConfig,
+    compute: Compute,
+    staging: Staging,
+    kept: pa.Table | None = None,
 ) -> pa.Table:
     """Replace a batch's vectors by those of `images` (columns NEEDED); returns its rows of `embeddings`.
+
+    Args:
+        kept: rows of images that keep the vectors they have.
 
     Raises:
         WeightsError: the profile's checkpoints are not there.
     """
     stored: list[pa.Table] = []
+    encoder, old = encoder_producer(config), images.slice(0, 0) if kept is None else kept
+    new = without(images, old)
 
     def noted() -> Iterator[pa.Table]:
-        for part in embed(images, config, compute, staging):
+        before = vectors.of_batch(batch, encoder, old["image_id"].combine_chunks()) if old.num_rows else ()
+        made = embed(new, config, compute, staging) if new.num_rows or not old.num_rows else ()
+        for part in chain(before, made):
             stored.append(receipts(part))
             yield part
 
-    vectors.replace_batch(batch, encoder_producer(config), noted())
-    return pa.concat_tables(stored)
+    vectors.replace_batch(batch, encoder, noted())
+    return in_order(pa.concat_tables(stored).sort_by("patch"), images)
 
 
 def receipts(vectors: pa.Table) -> pa.Table:

@@ -10,12 +10,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import schema
-from pipeline.compute import AheadWorker, Compute, map_batches
+from pipeline.compute import AheadWorker
 from pipeline.config import ProjectConfig
 from pipeline.images import Pixels, Reader, UnusableImage
 from pipeline.models.profiles import build_segmenter
 from pipeline.models.roles import Segments
-from pipeline.store import Staging
 
 _IDS, _BOXES = "annotation_ids", "boxes"
 
@@ -67,20 +66,6 @@ def mask_rows(
     )
 
 
-def segment(
-    annotations: pa.Table, images: pa.Table, config: ProjectConfig, compute: Compute, staging: Staging
-) -> pa.Table:
-    """Rows of `masks` for every row of `annotations` that has a box, image by image.
-
-    Args:
-        annotations: rows of detections, ground_truth, …; their images must be among `images`.
-
-    Raises:
-        WeightsError: the profile's checkpoints are not there.
-    """
-    return map_batches(SegmentWorker, {"config": config}, with_boxes(images, annotations), compute, staging)
-
-
 def with_boxes(images: pa.Table, annotations: pa.Table) -> pa.Table:
     """The rows of `images` that have boxes, with two more columns: `annotation_ids` (list of strings)
     and `boxes` (flat list of x1, y1, x2, y2), in the order of `annotations`.
@@ -91,6 +76,20 @@ def with_boxes(images: pa.Table, annotations: pa.Table) -> pa.Table:
     for name, values in columns.items():
         wanted = wanted.append_column(name, values)
     return wanted
+
+
+def drawn_before(masks: pa.Table, wanted: pa.Table) -> pa.Table:
+    """Rows of `masks` of those images of which every box has one, in the order of the boxes.
+
+    An image with a new box is drawn once more with all of its boxes, as from scratch.
+
+    Args:
+        masks: of the same segmenter. wanted: images `with_boxes`.
+    """
+    there = set(masks.column("annotation_id").to_pylist())
+    boxes = [ids for ids in wanted.column(_IDS).to_pylist() if there.issuperset(ids)]
+    order = pa.array([i for ids in boxes for i in ids], pa.string())
+    return masks.take(pc.index_in(order, masks.column("annotation_id").combine_chunks()))
 
 
 def _group(boxed: pa.Table, images: pa.Table) -> tuple[np.ndarray, dict[str, pa.Array]]:

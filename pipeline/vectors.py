@@ -11,6 +11,7 @@ keys of the whole table: 100,000 vectors of 256 took 2.7 times as long and 4 tim
 from __future__ import annotations
 
 import random
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from datetime import timedelta
@@ -91,6 +92,31 @@ class Vectors:
             if table.count_rows(f"{mine} AND generation < {newest}"):
                 table.delete(f"{mine} AND generation < {newest}")
             _compact(table)
+
+    def counts(self, batch: str, encoder: str) -> dict[str, int]:
+        """How many vectors each image of a batch has."""
+        found: Counter[str] = Counter()
+        for rows in self._rows(batch, encoder, ["image_id"]):
+            found.update(rows.column("image_id").to_pylist())
+        return found
+
+    def of_batch(self, batch: str, encoder: str, image_ids: pa.Array) -> Iterator[pa.Table]:
+        """Rows (`vector_schema`) of these images of a batch, in parts, in any order."""
+        for rows in self._rows(batch, encoder, ["image_id", "batch", "encoder", "patch", "vector"]):
+            mine = rows.filter(pc.is_in(rows.column("image_id"), image_ids))
+            vectors = mine.schema.field("vector").type
+            dtype = "float16" if vectors.value_type == pa.float16() else "float32"
+            yield pa.Table.from_batches([mine]).cast(vector_schema(vectors.list_size, dtype))
+
+    def _rows(self, batch: str, encoder: str, columns: list[str]) -> Iterator[pa.RecordBatch]:
+        """Of the newest generation, as it is now."""
+        try:
+            table = self._table_of(encoder)
+        except StoreError:
+            return
+        mine = _owned(batch, encoder)
+        query = table.search().where(f"{mine} AND generation = {_newest(table, mine)}").select(columns).limit(None)
+        yield from query.to_batches(batch_size=_READ_AT_ONCE)
 
     def furthest_from_unit(self, batch: str, encoder: str) -> float:
         """Largest | |v| - 1 | of a batch's vectors; 0 if it has none.

@@ -3,7 +3,7 @@
 from pipeline.compute.devices import device_of
 from pipeline.compute.job import AheadWorker, Compute, Load, Progress, Worker
 from pipeline.compute.on_ray import connect_ray
-from pipeline.compute.shards import map_batches, map_shards
+from pipeline.compute.shards import in_order, map_batches, map_shards, without
 
 __all__ = [
     "AheadWorker",
@@ -13,6 +13,8 @@ __all__ = [
     "Worker",
     "connect_ray",
     "device_of",
+    "in_order",
     "map_batches",
     "map_shards",
+    "without",
 ]

@@ -6,7 +6,9 @@ from collections.abc import Callable, Iterator
 from contextlib import suppress
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline.compute import careful, on_ray, processes
 from pipeline.compute.job import Compute, Job, Load, Tell, Todo, Worker
@@ -61,6 +63,18 @@ def map_shards(
         compute.failed(failures)
     for name, part in shards.items():
         yield _given(job, name, part, rows.num_rows, compute)
+
+
+def without(images: pa.Table, known: pa.Table) -> pa.Table:
+    """The rows of images of which `known` has none."""
+    return images.filter(pc.invert(pc.is_in(images["image_id"], known["image_id"].combine_chunks())))
+
+
+def in_order(rows: pa.Table, images: pa.Table) -> pa.Table:
+    """Rows in the order of their images, those of one image as they came; of other images none."""
+    place = pc.index_in(rows["image_id"], images["image_id"].combine_chunks())
+    there = pc.is_valid(place)
+    return rows.filter(there).take(pa.array(np.argsort(place.filter(there).to_numpy(), kind="stable")))
 
 
 def _shards(rows: pa.Table, size: int) -> dict[str, pa.Table]:

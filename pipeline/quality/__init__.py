@@ -7,7 +7,7 @@ project.yaml, or learned from the project's own images.
 from __future__ import annotations
 
 from pipeline.quality.limits import FIXED, ISSUES, MIN_BATCH, flag, project_limits
-from pipeline.quality.measures import MEASURES, QualityWorker, measure, perceptual_hash
+from pipeline.quality.measures import MEASURES, QualityWorker, measure, measured_before, perceptual_hash
 
 __all__ = [
     "FIXED",
@@ -17,6 +17,7 @@ __all__ = [
     "QualityWorker",
     "flag",
     "measure",
+    "measured_before",
     "perceptual_hash",
     "project_limits",
 ]

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 from PIL import Image, ImageFilter
 
@@ -75,6 +76,14 @@ class QualityWorker(AheadWorker):
         columns = {n: pa.array([m[n] for m in measured], types.field(n).type) for n in MEASURES if n != "aspect_ratio"}
         columns["aspect_ratio"] = pa.array(ratio, types.field("aspect_ratio").type)
         return pa.table({**{c: identity.column(c) for c in identity.column_names}, **columns})
+
+
+def measured_before(quality: pa.Table, images: pa.Table) -> pa.Table:
+    """What QualityWorker gave when rows of `quality` were made, of those whose images are still there."""
+    place = pc.index_in(quality["image_id"], images["image_id"].combine_chunks())
+    sizes = images.select(["width", "height"]).take(place.drop_null())
+    found = quality.filter(pc.is_valid(place)).drop_columns("issues")
+    return found.append_column("width", sizes["width"]).append_column("height", sizes["height"])
 
 
 def measure(pixels: Pixels) -> dict[str, Any]:

@@ -5,6 +5,7 @@ import os
 import subprocess
 import sys
 import time
+from datetime import UTC, datetime
 from pathlib import Path
 
 import numpy as np
@@ -13,6 +14,7 @@ import pyarrow.compute as pc
 import pytest
 
 from assets import launch
+from assets.curation import encoder_of
 from assets.graph import recipes
 from assets.recipes import Work
 from assets.resources import s3_resource
@@ -21,7 +23,8 @@ from pipeline.compute import Compute
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.ids import content_hash
 from pipeline.store import Store
-from tests.assets.conftest import World, settings
+from pipeline.vectors import Vectors
+from tests.assets.conftest import World, draw, settings
 
 
 def contents(store: Store) -> dict[str, str]:
@@ -64,6 +67,31 @@ def test_runs_checks_and_pages_are_in_the_instance(finished: World) -> None:
             [dg.AssetCheckKey(dg.AssetKey(["squares", "splits"]), "no_leakage_between_splits")]
         )
         assert [c.status.value for c in checks.values()] == ["SUCCEEDED"]
+
+
+def test_a_photo_more_or_less_costs_only_itself(
+    finished: World, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One new, one gone, one renamed: the tables are as from scratch, and only the new one was worked on."""
+    folder, select = finished.source / "a", "images,ground_truth,quality,embeddings,detections,masks"
+    draw(folder / "a.png", seed=77)
+    (folder / "a_00.png").unlink()
+    (folder / "a_01.png").rename(folder / "z.png")
+    store, began = Store(finished.project.store_uri), datetime.now(UTC)
+    outcome = launch.run("squares", batches=["a"], select=select)
+    assert outcome.success, outcome.failure
+    ids, encoder = store.read("images", "a")["image_id"].to_pylist(), encoder_of(finished.project)
+    _, vectors = Vectors(store.uri).fetch(ids, encoder, batch="a")
+    rows = [r for r in store.read_ledger().to_pylist() if r["started_at"] >= began]
+    worked = {r["asset"]: r["images"] for r in rows}
+    del worked["ground_truth"]
+    assert worked == {"images": 6, "quality": 1, "embeddings": 1, "detections": 6, "masks": 1}
+    monkeypatch.setenv("CVP_HOME", str(tmp_path / "other"))
+    assert launch.run("squares", batches=["a"], select=select).success
+    scratch = Store(finished.project.store_uri)
+    made = [{k: v for k, v in contents(s).items() if k.endswith("/a")} for s in (scratch, store)]
+    assert set(made[0]) >= {f"{name}/a" for name in worked} and made[0].items() <= made[1].items()
+    assert np.array_equal(Vectors(scratch.uri).fetch(ids, encoder, batch="a")[1], vectors)
 
 
 class Says:

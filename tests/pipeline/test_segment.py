@@ -7,9 +7,10 @@ import pyarrow as pa
 import pytest
 
 from pipeline import masks, schema
-from pipeline.compute import Compute
+from pipeline.compute import Compute, map_batches
+from pipeline.config import ProjectConfig
 from pipeline.models.tiny import TinySegmenter
-from pipeline.segment import segment, with_boxes
+from pipeline.segment import SegmentWorker, with_boxes
 from pipeline.store import Staging, Store
 from tests.pipeline.photo_rows import save, speckled, tiny_config
 
@@ -21,6 +22,12 @@ def boxes(images: pa.Table, which: list[int], corners: np.ndarray) -> pa.Table:
     return schema.annotations(
         "detections", image_ids=ids, batch="b", producer="m@1#0", classes=["cat"] * n, boxes=corners
     )
+
+
+def segment(
+    annotations: pa.Table, images: pa.Table, config: ProjectConfig, compute: Compute, staging: Staging
+) -> pa.Table:
+    return map_batches(SegmentWorker, {"config": config}, with_boxes(images, annotations), compute, staging)
 
 
 def staging(folder: Path, name: str = "f") -> Staging:
