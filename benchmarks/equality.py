@@ -1,10 +1,10 @@
-"""The same tables wherever the work runs: inline, local processes, Ray on one node, on three, and on three of which
-one is killed in the middle.
+"""The same tables wherever the work runs: inline, local processes, Ray on one node, on three, on three of which one is
+killed in the middle, and on two with photos and tables on S3.
 
 Each way runs a project from photos to verdict in a store of its own, through `cvp run`; Ray's nodes are `ray start`
-on this machine, each with one CPU and a loopback address, reached through ray://. Content hashes of every table are
-compared, and of the vectors in LanceDB. Not compared: where files lie, how long things took, and what is reckoned
-from that (see TIMED).
+on this machine, each with one CPU and a loopback address, reached through ray://; S3 is SeaweedFS. Content hashes of
+every table are compared, and of the vectors in LanceDB. Not compared: where files lie, how long things took, and what
+is reckoned from that (see TIMED).
 
 Run: OMP_NUM_THREADS=1 python benchmarks/equality.py [--project trees] [--project scenes] [--way NAME ...] [--batch B …]
 """
@@ -26,21 +26,32 @@ import pyarrow as pa
 import yaml
 from ray_nodes import Nodes, nodes
 
-from pipeline import schema
+from pipeline import s3, schema
 from pipeline.config import projects_root, samples_root, weights_root
 from pipeline.ids import content_hash
 from pipeline.store import Store
 
 # Columns that hold places and durations, and tables that are made of them: they differ between any two runs.
 TIMED = {
+    "images": {"uri"},
     "models": {"path", "seconds"},
     "deployment": {"path", "milliseconds_torch", "milliseconds_onnx"},
     "slice_history": {"at"},
     "alarms": {"at"},
 }
 RECKONED = {"costs", "verdict", "report", "warehouse"}
-WAYS = {"inline": 0, "local": 0, "ray, one node": 1, "ray, three nodes": 3, "one of them lost": 3}  # and Ray nodes
+WAYS = {  # and Ray nodes
+    "inline": 0,
+    "local": 0,
+    "ray, one node": 1,
+    "ray, three nodes": 3,
+    "one of them lost": 3,
+    "ray, two nodes, S3": 2,
+}
+# On S3 a DuckDB file needs an extension that DuckDB fetches from the internet; the report reads from it.
+BUT_WAREHOUSE = "collection,curation,labelling,training,evaluation,review,choice,deployment,reference,drift,alarms"
 RUN_SECONDS = 3600
+BUCKET = "tables"
 MIDDLE = "detections"
 
 
@@ -60,26 +71,37 @@ def _vectors(store: Store) -> pa.Table:
     """What LanceDB holds, without the number of the commit that brought it."""
     import lancedb
 
-    database, keys = lancedb.connect(f"{store.uri}/_vectors"), ["image_id", "batch", "encoder", "patch"]
+    options = s3.lance() if store.uri.startswith("s3://") else None
+    database = lancedb.connect(f"{store.uri}/_vectors", storage_options=options)
+    keys = ["image_id", "batch", "encoder", "patch"]
     tables = [database.open_table(name).to_arrow() for name in sorted(database.list_tables().tables)]
     rows = [table.select([*keys, "vector"]) for table in tables]
     return pa.concat_tables(rows).sort_by([(name, "ascending") for name in keys]) if rows else pa.table({})
 
 
 class Way:
-    """A project in a store of its own, computed one way."""
+    """A project in a store of its own, computed one way.
 
-    def __init__(self, root: Path, project: Path, name: str, cluster: Nodes | None = None, **settings: object) -> None:
+    Args:
+        stores: where its store lies, if on S3 (s3://BUCKET/PREFIX); its photos are copied to there, too.
+    """
+
+    def __init__(
+        self, root: Path, project: Path, name: str, cluster: Nodes | None = None, stores: str = "", **settings: object
+    ) -> None:
         self.cluster, self.name = cluster, project.name
         self.folder = root / name.replace(" ", "-")
+        self.stores = stores or str(self.folder / "store")
         target = self.folder / "projects" / project.name
         shutil.copytree(project, target)
         given = yaml.safe_load((target / "project.yaml").read_text())
+        if stores:
+            given["source"]["uri"] = _uploaded(samples_root() / given["source"]["uri"].removeprefix("samples://"))
         (target / "project.yaml").write_text(yaml.safe_dump(given | settings, sort_keys=False))
 
     @property
     def store(self) -> Store:
-        return Store(str(self.folder / "store" / self.name))
+        return Store(f"{self.stores}/{self.name}")
 
     @property
     def environment(self) -> dict[str, str]:
@@ -87,6 +109,7 @@ class Way:
         left_out = ("CVP_STORE", "DAGSTER_HOME", "RAY_ADDRESS")
         return {k: v for k, v in os.environ.items() if k not in left_out} | {
             "CVP_HOME": str(self.folder),
+            "CVP_STORE": self.stores,
             "CVP_PROJECTS": str(self.folder / "projects"),
             "CVP_WEIGHTS": str(weights_root()),
             "CVP_SAMPLES": str(samples_root()),
@@ -110,6 +133,13 @@ class Way:
         staging = self.folder / "store" / self.name / "_staging" / MIDDLE
         while running.poll() is None and not list(staging.glob("*/*/*.parquet")):
             time.sleep(0.05)
+
+
+def _uploaded(folder: Path) -> str:
+    """A folder of photos, copied to S3."""
+    for path in sorted(p for p in folder.rglob("*") if p.is_file()):
+        s3.client().upload_file(str(path), BUCKET, f"photos/{folder.name}/{path.relative_to(folder).as_posix()}")
+    return f"s3://{BUCKET}/photos/{folder.name}"
 
 
 def disturbed(way: Way, node: int, *options: str) -> dict[str, str]:
@@ -146,11 +176,12 @@ def compared(root: Path, project: Path, ways: list[str], options: list[str]) -> 
     for name in dict.fromkeys(["inline", *ways]):
         count = WAYS[name]
         started = time.monotonic()
-        with _cluster(count) as cluster:
+        with _stores(root / "s3", name.endswith("S3")) as stores, _cluster(count) as cluster:
             mode = cluster.address if cluster else name
-            way = Way(root / project.name, project, name, cluster, compute=mode, workers=max(2, count))
+            way = Way(root / project.name, project, name, cluster, stores, compute=mode, workers=max(2, count))
             lost = name == "one of them lost"
-            found = disturbed(way, 2, *options) if lost else way.finish(way.start(*options))
+            more = [*options, "--select", BUT_WAREHOUSE] if stores else options
+            found = disturbed(way, 2, *more) if lost else way.finish(way.start(*more))
         expected = expected or found
         keys = sorted({*expected, *found})
         different = [key for key in keys if found.get(key) != expected.get(key)]
@@ -162,6 +193,25 @@ def compared(root: Path, project: Path, ways: list[str], options: list[str]) -> 
             flush=True,
         )
     return unequal
+
+
+@contextmanager
+def _stores(folder: Path, wanted: bool) -> Iterator[str]:
+    """A prefix on an S3 server of our own, whose settings this process and the nodes have; "" where not wanted."""
+    if not wanted:
+        yield ""
+        return
+    sys.path.append(str(Path(__file__).parents[1]))
+    from tests.weed import serving
+
+    before = dict(os.environ)
+    with serving(folder) as server:
+        os.environ.update(server.environment)
+        try:
+            yield f"s3://{BUCKET}/stores"
+        finally:
+            os.environ.clear()
+            os.environ.update(before)
 
 
 @contextmanager

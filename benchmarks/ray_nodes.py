@@ -31,16 +31,20 @@ class Nodes:
     Attributes:
         address: ray://HOST:PORT of its client port.
         gcs: HOST:PORT that nodes and drivers on its machines use.
+        jobs: http://HOST:PORT that takes jobs, where it was asked for.
         token: that everybody who talks to it must have in RAY_AUTH_TOKEN.
     """
 
-    def __init__(self, folder: Path, cpus: int = 1, gpus: int = 0, head_cpus: int | None = None) -> None:
+    def __init__(
+        self, folder: Path, cpus: int = 1, gpus: int = 0, head_cpus: int | None = None, with_jobs: bool = False
+    ) -> None:
         self.folder, self.cpus, self.gpus = folder, cpus, gpus
         self.head_cpus = cpus if head_cpus is None else head_cpus
         self.token = secrets.token_hex(32)
         self._processes: dict[int, subprocess.Popen[bytes]] = {}
         gcs, client = self.ports()
         self.gcs, self.address = f"{self.host(0)}:{gcs}", f"ray://{self.host(0)}:{client}"
+        self.jobs = f"http://{self.host(0)}:{free_port(self.host(0))}" if with_jobs else ""
 
     def host(self, number: int) -> str:
         """Address of a node."""
@@ -86,7 +90,11 @@ class Nodes:
 
     def _start(self, number: int) -> None:
         port, client = self.gcs.rsplit(":")[1], self.address.rsplit(":")[2]
-        where = ["--head", f"--port={port}", f"--ray-client-server-port={client}", "--include-dashboard=false"]
+        where = ["--head", f"--port={port}", f"--ray-client-server-port={client}"]
+        where.append(f"--include-dashboard={bool(self.jobs)}")
+        if self.jobs:
+            host, board = self.jobs.removeprefix("http://").split(":")
+            where += [f"--dashboard-host={host}", f"--dashboard-port={board}"]
         ray = str(Path(sys.executable).with_name("ray"))
         command = [*self.within(number), ray, "start", "--block", f"--node-ip-address={self.host(number)}"]
         command += where if not number else [f"--address={self.gcs}"]
@@ -136,15 +144,21 @@ class Nodes:
 
 @contextmanager
 def nodes(
-    count: int, cpus: int = 1, gpus: int = 0, head_cpus: int | None = None, kind: type[Nodes] = Nodes
+    count: int,
+    cpus: int = 1,
+    gpus: int = 0,
+    head_cpus: int | None = None,
+    kind: type[Nodes] = Nodes,
+    with_jobs: bool = False,
 ) -> Iterator[Nodes]:
     """A running cluster of `count` nodes, which is gone afterwards. Ray only counts their CPUs and GPUs.
 
     Args:
         cpus, gpus: of each node. head_cpus: of the first one, if others; 0: it only manages.
+        with_jobs: it takes jobs; for that it must have been installed as ray[default].
     """
     folder = Path(tempfile.mkdtemp(prefix="ray-"))  # short: it holds sockets, whose paths are limited
-    made = kind(folder, cpus, gpus, head_cpus)
+    made = kind(folder, cpus, gpus, head_cpus, with_jobs)
     try:
         made.add(count)
         yield made
