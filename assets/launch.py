@@ -16,7 +16,7 @@ import dagster as dg
 import pyarrow as pa
 
 from assets import estimate as estimates
-from assets import progress
+from assets import origin, progress
 from assets.graph import recipes, selected
 from assets.partitions import batches_name
 from assets.plan import Piece, asset_keys, due, partition_tags, recipes_of, source_batches, states
@@ -42,6 +42,13 @@ telemetry:
   enabled: false
 nux:
   enabled: false
+
+# Marks a run as failed whose process or host is gone, so that its batches are asked for again.
+run_launcher:
+  module: assets.run_launcher
+  class: WatchedRunLauncher
+run_monitoring:
+  enabled: true
 """
 
 
@@ -137,10 +144,11 @@ def run(
         on_event(step)
 
     with instance() as opened, progress.listening(listen), _quiet():
+        origin.mark_gone(opened)
         opened.add_dynamic_partitions(batches_name(project), known)
         result = _job(project, todo).execute_in_process(
             instance=opened,
-            tags=partition_tags(opened, project, todo, wanted),
+            tags=origin.tags(project_name) | partition_tags(opened, project, todo, wanted),
             run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
             raise_on_error=False,
         )

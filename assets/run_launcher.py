@@ -4,7 +4,8 @@ Runs are children of a code server. Where a run's process dies, its code server 
 dies, nobody does: Dagster's default launcher cannot be asked, and the run would be shown as running for ever.
 This one is asked by run monitoring (`run_monitoring` in dagster.yaml): it asks the code server that started the run.
 A server that has not answered for `grace_seconds` is gone, and its runs with it: they are marked as failed, and
-`run_retries` starts each again, which goes on at its last finished shard.
+`run_retries` starts each again, which goes on at its last finished shard. Runs of `cvp run` are marked as failed
+when their process is gone; starting them again is left to whoever started them.
 """
 
 import time
@@ -16,6 +17,8 @@ from dagster._core.errors import DagsterUserCodeUnreachableError
 from dagster._core.launcher import CheckRunHealthResult, DefaultRunLauncher, WorkerStatus
 from dagster._grpc.types import CanCancelExecutionRequest, CanCancelExecutionResult
 from dagster._serdes import ConfigurableClassData, deserialize_value
+
+from assets import origin
 
 _ANSWER_SECONDS = 10
 
@@ -47,8 +50,9 @@ class WatchedRunLauncher(DefaultRunLauncher):
     def check_run_worker_health(self, run: dg.DagsterRun) -> CheckRunHealthResult:
         """Whether a run that is shown as running still is."""
         client = self._get_grpc_client_for_termination(run.run_id)
-        if client is None:  # `cvp run` in a terminal: not ours to watch
-            return CheckRunHealthResult(WorkerStatus.RUNNING)
+        if client is None:  # no code server started it: `cvp run` in a terminal
+            why = origin.gone(run)
+            return CheckRunHealthResult(WorkerStatus.FAILED if why else WorkerStatus.RUNNING, why)
         try:
             answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=_ANSWER_SECONDS)
             alive = deserialize_value(answer, CanCancelExecutionResult).can_cancel
