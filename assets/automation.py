@@ -4,15 +4,15 @@ import dagster as dg
 from dagster_aws.s3 import S3Resource
 
 from assets.graph import recipes
-from assets.partitions import batches_name
-from assets.plan import asset_keys, due, partition_tags, recipes_of, source_batches
+from assets.partitions import batches, batches_name, follow_source, removed
+from assets.plan import asset_keys, due, recipes_of, request, source_batches
 from assets.resources import source_of
-from pipeline.config import Project
+from pipeline.config import Project, load_project
 from pipeline.errors import PipelineError
 
 
 def batch_sensor(project: Project) -> dg.SensorDefinition:
-    """Adds a partition for every new sub-folder of the source. Conditions do the rest."""
+    """Adds a partition for every new sub-folder of the source and drops removed ones. Conditions do the rest."""
 
     @dg.sensor(
         name=f"{project.name}_new_batches",
@@ -26,17 +26,18 @@ def batch_sensor(project: Project) -> dg.SensorDefinition:
         except PipelineError as error:
             return dg.SkipReason(str(error))
         known = set(context.instance.get_dynamic_partitions(batches_name(project)))
-        new = [b for b in found if b not in known]
-        if not new:
+        new, gone = [b for b in found if b not in known], removed(context.instance, project, found)
+        if not new and not gone:
             return dg.SkipReason(f"{len(found)} batches, none new")
-        request = dg.DynamicPartitionsDefinition(name=batches_name(project)).build_add_request(new)
-        return dg.SensorResult(dynamic_partitions_requests=[request], cursor=max(found))
+        partitions = batches(project)
+        requests = partitions.build_add_request(new), partitions.build_delete_request(gone)
+        return dg.SensorResult(dynamic_partitions_requests=[r for r in requests if r.partition_keys], cursor=max(found))
 
     return new_batches
 
 
 def schedules(project: Project) -> list[dg.ScheduleDefinition]:
-    """Hourly: whatever is missing or stale. Nightly: drift, costs, warehouse and report."""
+    """Hourly: whatever is missing or stale. Nightly: costs, warehouse and report."""
     return [_new_data(project), _monitoring(project)]
 
 
@@ -48,14 +49,18 @@ def _new_data(project: Project) -> dg.ScheduleDefinition:
         description="Makes whatever is missing or stale, new batches included.",
     )
     def new_data(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
-        found = source_batches(project)
-        everything = recipes(project)
-        todo = recipes_of(due(project, everything, everything, found)) if found else []
+        # As project.yaml is now: the code server may have read it long ago.
+        now = load_project(project.folder)
+        found = source_batches(now)
+        everything = recipes(now)
+        todo = due(now, everything, everything, found) if found else []
         if not todo:
             return dg.SkipReason(f"{len(found)} batches, all fresh")
-        context.instance.add_dynamic_partitions(batches_name(project), found)
-        tags = partition_tags(context.instance, project, todo, found)
-        return dg.RunRequest(asset_selection=asset_keys(todo), tags=tags)
+        follow_source(context.instance, now, found)
+        asked = request(context.instance, now, todo)
+        return dg.RunRequest(
+            asset_selection=asset_keys(recipes_of(todo)), tags=asked.tags, run_config={"resources": asked.resources}
+        )
 
     return new_data
 

@@ -18,8 +18,8 @@ import pyarrow as pa
 from assets import estimate as estimates
 from assets import origin, progress
 from assets.graph import recipes, selected
-from assets.partitions import batches_name
-from assets.plan import Piece, asset_keys, due, partition_tags, recipes_of, source_batches, states
+from assets.partitions import follow_source
+from assets.plan import Piece, asset_keys, due, recipes_of, request, source_batches, states
 from assets.resources import resources
 from assets.tables import Recipe
 from pipeline.config import Project, find_project, home
@@ -36,6 +36,7 @@ _STATUS = pa.schema(
     }
 )
 
+_SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
 _INSTANCE_YAML = """\
 # Made by cvp; yours to edit. A production template is in docs/.
 telemetry:
@@ -145,11 +146,12 @@ def run(
 
     with instance() as opened, progress.listening(listen), _quiet():
         origin.mark_gone(opened)
-        opened.add_dynamic_partitions(batches_name(project), known)
+        follow_source(opened, project, known)
+        asked = request(opened, project, pieces)
         result = _job(project, todo).execute_in_process(
             instance=opened,
-            tags=origin.tags(project_name) | partition_tags(opened, project, todo, wanted),
-            run_config={"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}},
+            tags=origin.tags(project_name) | asked.tags,
+            run_config={"resources": asked.resources} | _SILENT,
             raise_on_error=False,
         )
         failure = None if result.success else _failure(result)

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from functools import cache
+from typing import Any
 
 import dagster as dg
 
@@ -23,6 +24,14 @@ class State:
     batch: str | None
     word: str
     receipt: Receipt | None
+
+
+@dataclass(frozen=True)
+class Request:
+    """Tags of a Dagster run, and configuration of its resources."""
+
+    tags: dict[str, str]
+    resources: dict[str, Any]
 
 
 def source_batches(project: Project) -> list[str]:
@@ -92,15 +101,13 @@ def asset_keys(chosen: Sequence[Recipe]) -> list[dg.AssetKey]:
     return [recipe.key(name) for recipe in chosen for name in recipe.outputs]
 
 
-def partition_tags(
-    instance: dg.DagsterInstance, project: Project, chosen: Sequence[Recipe], batches: Sequence[str]
-) -> dict[str, str]:
-    """Tags of one run over `batches`: the range from the first to the last of them."""
-    if not any(r.batched for r in chosen):
-        return {}
-    wanted = set(batches)
+def request(instance: dg.DagsterInstance, project: Project, pieces: Sequence[Piece]) -> Request:
+    """What one Dagster run over `pieces` is to be told: a range of partitions, and which of them are meant."""
+    wanted = {piece.batch for piece in pieces if piece.batch is not None}
     known = [b for b in instance.get_dynamic_partitions(batches_name(project)) if b in wanted]
-    return {RANGE_START: known[0], RANGE_END: known[-1]}
+    if not known:
+        return Request({}, {})
+    return Request({RANGE_START: known[0], RANGE_END: known[-1]}, {"batches": {"config": {"only": known}}})
 
 
 def _word(recipe: Recipe, work: Work) -> str:

@@ -2,6 +2,7 @@
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
+from pydantic import Field
 
 from pipeline import s3 as s3_settings
 from pipeline.compute import Compute, Progress
@@ -39,6 +40,13 @@ class ComputeResource(dg.ConfigurableResource):
         )
 
 
+class BatchesResource(dg.ConfigurableResource):
+    """Which batches of a run's range are meant, since Dagster gives a run the range from a first to a last one."""
+
+    only: list[str] = Field(default_factory=list)
+    """Empty: all of the range."""
+
+
 class LazyS3(S3Resource):
     """Dagster's S3, but a client is made when one is asked for, not before each step, which takes 0.1 s."""
 
@@ -55,7 +63,7 @@ def source_of(project: Project, s3: S3Resource) -> Source:
 
 def resources() -> dict[str, object]:
     """The resources that every asset may ask for."""
-    return {"store": StoreResource(), "compute": ComputeResource(), "s3": s3_resource()}
+    return {"store": StoreResource(), "compute": ComputeResource(), "batches": BatchesResource(), "s3": s3_resource()}
 
 
 def s3_resource() -> S3Resource:

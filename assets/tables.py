@@ -5,6 +5,7 @@ A `Stage` collects the definitions of one asset group of one project. `Stage.tab
   - depend on the tables they read, and run once per batch (or once in all),
   - skip what is already made by equal work (equal fingerprint of code, configuration and inputs),
   - check rows before they are committed, write them atomically, and enter what they cost,
+  - go on with the other batches when one fails, and fail at the end with all that went wrong,
   - show rows, columns, a preview and pictures on their pages.
 """
 
@@ -14,16 +15,15 @@ from typing import Any
 import dagster as dg
 from dagster_aws.s3 import S3Resource
 
-from assets import progress
+from assets import materialised, progress
 from assets.metadata import column_schema
-from assets.partitions import batches
+from assets.partitions import batches as batch_partitions
 from assets.recipes import Check, Finding, Outputs, Recipe, Work
-from assets.resources import ComputeResource, StoreResource
+from assets.resources import BatchesResource, ComputeResource, StoreResource, source_of
 from assets.running import Done, run_recipe
 from pipeline import schema
 from pipeline.config import Project
 from pipeline.errors import PipelineError
-from pipeline.ids import fingerprint
 
 __all__ = ["Check", "Finding", "Recipe", "Stage", "Work", "run_recipe"]
 
@@ -52,7 +52,7 @@ class Stage:
 
 def _definition(recipe: Recipe) -> dg.AssetsDefinition:
     project = recipe.project
-    partitions = batches(project) if recipe.batched else None
+    partitions = batch_partitions(project) if recipe.batched else None
     doc = (recipe.make.__doc__ or "").strip()
     specs = [
         dg.AssetSpec(
@@ -83,33 +83,66 @@ def _definition(recipe: Recipe) -> dg.AssetsDefinition:
         pool=recipe.pool,
     )
     def body(
-        context: dg.AssetExecutionContext, store: StoreResource, compute: ComputeResource, s3: S3Resource
+        context: dg.AssetExecutionContext,
+        store: StoreResource,
+        compute: ComputeResource,
+        s3: S3Resource,
+        batches: BatchesResource,
     ) -> Iterator[Any]:
         tables = store.open(project)
-        done = []
-        for batch in context.partition_keys if recipe.batched else [None]:
-
-            def tell(finished: int, total: int, batch: str | None = batch) -> None:
-                progress.tell(progress.Step(recipe.name, batch, finished, total))
-
-            work = Work(project, tables, compute.of(project, tell), s3, batch)
+        done, failed = list[Done](), list[tuple[str | None, PipelineError]]()
+        try:
+            todo = _batches(context, project, s3, batches.only) if recipe.batched else [None]
+        except PipelineError as error:
+            raise _failure(recipe, [(None, error)]) from error
+        for batch in todo:
+            work = Work(project, tables, compute.of(project, _teller(recipe, batch)), s3, batch)
             try:
                 done.append(run_recipe(recipe, work))
             except PipelineError as error:
-                where = f"{project.name}/{recipe.name}" + (f" batch {batch}" if batch else "")
-                raise dg.Failure(
-                    f"{where}: {error.what}", metadata={"remedy": error.remedy}, allow_retries=False
-                ) from error
-            for name in recipe.outputs:
-                context.add_asset_metadata(done[-1].metadata[name], asset_key=recipe.key(name), partition_key=batch)
-        for name in recipe.outputs:
-            contents = [d.contents[name] for d in done if name in d.contents]
-            version = contents[0] if len(contents) == 1 else fingerprint(contents)
-            if contents:
-                yield dg.MaterializeResult(asset_key=recipe.key(name), data_version=dg.DataVersion(version))
+                failed.append((batch, error))
+                if error.widespread:
+                    break
+                continue
+            yield from _told(context, recipe, done[-1])
         yield from _check_results(recipe, done)
+        if failed:
+            raise _failure(recipe, failed) from failed[0][1]
+        if recipe.batched:
+            yield from (materialised.nothing_more(recipe.key(name)) for name in recipe.outputs)
 
     return body
+
+
+def _batches(context: dg.AssetExecutionContext, project: Project, s3: S3Resource, only: Sequence[str]) -> list[str]:
+    """Of the run's range those that are meant, and that the source still has."""
+    meant = [b for b in context.partition_keys if b in only or not only]
+    there = set(source_of(project, s3).batches())
+    for batch in (b for b in meant if b not in there):
+        context.log.warning(f"{batch} is no longer in {project.source_uri}: its rows stay as they are")
+    return [b for b in meant if b in there]
+
+
+def _teller(recipe: Recipe, batch: str | None) -> Callable[[int, int], None]:
+    return lambda finished, total: progress.tell(progress.Step(recipe.name, batch, finished, total))
+
+
+def _told(context: dg.AssetExecutionContext, recipe: Recipe, done: Done) -> Iterator[Any]:
+    """What Dagster is told of one batch's tables, or of tables without batches; of rows that were withheld, nothing."""
+    for name, content in done.contents.items():
+        key, page = recipe.key(name), done.metadata[name]
+        if done.batch is None:
+            yield dg.MaterializeResult(asset_key=key, data_version=dg.DataVersion(content), metadata=page)
+        elif not (done.skipped and materialised.is_known(context, key, done.batch, content)):
+            yield materialised.of_batch(context, key, done.batch, content, page)
+
+
+def _failure(recipe: Recipe, failed: Sequence[tuple[str | None, PipelineError]]) -> dg.Failure:
+    """All that went wrong, each with where."""
+    table = f"{recipe.project.name}/{recipe.name}"
+    words = [f"{table}{f' batch {batch}' if batch else ''}: {error.what}" for batch, error in failed]
+    remedies = dict.fromkeys(error.remedy for _, error in failed)
+    return dg.Failure("\n".join(words), metadata={"remedy": "; ".join(remedies)}, allow_retries=False)
 
 
 def _check_results(recipe: Recipe, done: Sequence[Done]) -> Iterator[dg.AssetCheckResult]:

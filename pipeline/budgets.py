@@ -18,6 +18,7 @@ class BudgetSpent(PipelineError):
     """Work was ended, or not begun, because its budget is spent. What was finished is kept."""
 
     exit_code = 6
+    widespread = True
 
 
 @dataclass(frozen=True)

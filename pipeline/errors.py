@@ -10,6 +10,8 @@ class PipelineError(Exception):
     """An expected failure. `what` says what is wrong and where; `remedy` says what to do."""
 
     exit_code = 1
+    widespread = False
+    """Whether it would meet every other batch as well."""
 
     def __init__(self, what: str, remedy: str) -> None:
         super().__init__(what, remedy)
@@ -24,6 +26,7 @@ class ConfigError(PipelineError):
     """project.yaml or an environment variable is wrong."""
 
     exit_code = 2
+    widespread = True
 
 
 class DataError(PipelineError):
@@ -36,6 +39,13 @@ class WeightsError(PipelineError):
     """A checkpoint is missing, damaged, or not what it claims to be."""
 
     exit_code = 4
+    widespread = True
+
+
+class ComputeError(PipelineError):
+    """The machines that should work cannot be had."""
+
+    widespread = True
 
 
 class StoreError(PipelineError):

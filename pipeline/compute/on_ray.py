@@ -26,7 +26,7 @@ from pipeline import logs
 from pipeline.compute import careful
 from pipeline.compute.hands import share_out
 from pipeline.compute.job import Compute, Job, Tell, Todo, Worker, packed, unpacked
-from pipeline.errors import PipelineError
+from pipeline.errors import ComputeError, PipelineError
 
 _log = logging.getLogger(__name__)
 _ANSWER = 10.0  # seconds for a cluster's port to answer
@@ -48,7 +48,7 @@ def run(job: Job, todo: Todo, compute: Compute, tell: Tell) -> Iterator[int]:
     try:
         yield from share_out(_Actors(ray, job, compute, len(todo)), todo, tell)
     except ConnectionError as error:
-        raise PipelineError(
+        raise ComputeError(
             f"the connection to the Ray cluster at {compute.mode} was lost: {error}",
             "run again when it answers: finished shards are kept",
         ) from error
@@ -129,7 +129,7 @@ class _Actors:
         if self._busy or (self._idle and not self._least):
             self._up_at = time.monotonic()
         elif not ready and time.monotonic() - self._up_at >= self._patience:
-            raise PipelineError(
+            raise ComputeError(
                 f"{len(self._idle)} of {max(1, self._least)} Ray actors came up within {self._patience:.0f} s",
                 "the cluster has no free CPU or GPU: see `ray status`; ask for less in `ray:` of project.yaml, "
                 "or wait for other work",
@@ -233,7 +233,7 @@ def connect_ray(mode: str) -> Any:
         mode: ray://HOST:PORT, or auto: the cluster that RAY_ADDRESS names, else a Ray of this process's own.
 
     Raises:
-        PipelineError: no cluster answers at that address, or it does not let us in.
+        ComputeError: no cluster answers at that address, or it does not let us in.
     """
     # Ray would otherwise report its use to its makers; it reads this when it starts.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
@@ -255,7 +255,7 @@ def connect_ray(mode: str) -> Any:
                 _log.warning("Ray's server for this client died at its start at %s: asking for another", address)
                 ray.shutdown()
                 continue
-            raise PipelineError(
+            raise ComputeError(
                 f"the Ray cluster at {address} does not take us in: {str(error).strip()[:500]}",
                 "it may want RAY_AUTH_MODE=token and the RAY_AUTH_TOKEN of its nodes, or run other versions of Ray "
                 "and Python; or set `compute: inline` in project.yaml",
@@ -274,7 +274,7 @@ def _knock(address: str) -> None:
     try:
         socket.create_connection((parts.hostname or "", parts.port or 10001), timeout=_ANSWER).close()
     except OSError as error:
-        raise PipelineError(
+        raise ComputeError(
             f"no Ray cluster answers at {address}: {error}",
             "start one with `ray start --head`, or set `compute: inline` in project.yaml",
         ) from error

@@ -90,6 +90,16 @@ def test_the_hourly_schedule_rests_when_all_is_fresh(finished: World) -> None:
         assert not tick.run_requests and "all fresh" in tick.skip_message
 
 
+def test_the_hourly_schedule_sees_a_changed_project_without_a_restart(finished: World) -> None:
+    schedule = definitions(finished).resolve_schedule_def("squares_new_data")
+    finished.write(trust={"target": 0.6})
+    with launch.instance() as instance:
+        tick = schedule.evaluate_tick(dg.build_schedule_context(instance=instance))
+    (request,) = tick.run_requests
+    assert dg.AssetKey(["squares", "trust"]) in request.asset_selection
+    assert dg.AssetKey(["squares", "detections"]) not in request.asset_selection
+
+
 def test_every_project_is_found_without_code_changes(world: World) -> None:
     other = world.root / "projects" / "others"
     other.mkdir()
