@@ -1,4 +1,4 @@
-"""What starts work besides the conditions: a sensor that finds new batches, and two schedules."""
+"""What starts work besides the conditions: a sensor that finds new batches, and three schedules."""
 
 import dagster as dg
 from dagster_aws.s3 import S3Resource
@@ -6,9 +6,10 @@ from dagster_aws.s3 import S3Resource
 from assets.graph import recipes
 from assets.partitions import batches, batches_name, follow_source, removed
 from assets.plan import asset_keys, due, recipes_of, request, source_batches
-from assets.resources import source_of
+from assets.resources import StoreResource, source_of
 from pipeline.config import Project, load_project
 from pipeline.errors import PipelineError
+from pipeline.vectors import Vectors
 
 
 def batch_sensor(project: Project) -> dg.SensorDefinition:
@@ -37,8 +38,8 @@ def batch_sensor(project: Project) -> dg.SensorDefinition:
 
 
 def schedules(project: Project) -> list[dg.ScheduleDefinition]:
-    """Hourly: whatever is missing or stale. Nightly: costs, warehouse and report."""
-    return [_new_data(project), _monitoring(project)]
+    """Hourly: whatever is missing or stale. Nightly: costs, warehouse and report; and vectors are tidied up."""
+    return [_new_data(project), _monitoring(project), _upkeep(project)]
 
 
 def _new_data(project: Project) -> dg.ScheduleDefinition:
@@ -71,4 +72,22 @@ def _monitoring(project: Project) -> dg.ScheduleDefinition:
         job_name=f"{project.name}_monitoring",
         cron_schedule=project.config.schedules.monitoring,
         description="Costs, warehouse and report, whatever has changed.",
+    )
+
+
+def _upkeep(project: Project) -> dg.ScheduleDefinition:
+    @dg.op(name=f"{project.name}__tidy_vectors")
+    def tidy_vectors(store: StoreResource) -> None:
+        """LanceDB's small files made into large ones, and old versions dropped, which else waits for a later commit."""
+        Vectors(store.open(project).uri).tidy()
+
+    @dg.job(name=f"{project.name}_upkeep", description="Vectors compacted, their old versions dropped.")
+    def upkeep() -> None:
+        tidy_vectors()
+
+    return dg.ScheduleDefinition(
+        name=f"{project.name}_upkeep",
+        job=upkeep,
+        cron_schedule=project.config.schedules.monitoring,
+        description="Compacts vectors and drops their old versions.",
     )

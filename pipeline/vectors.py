@@ -93,6 +93,17 @@ class Vectors:
                 table.delete(f"{mine} AND generation < {newest}")
             _compact(table)
 
+    def tidy(self) -> None:
+        """Compact, and drop versions that no reader can still be at, also where no commit follows that would.
+
+        Raises:
+            StoreError: no space, no permission, no answer.
+        """
+        with _worded(self._uri):
+            for name in self._db.list_tables().tables:
+                if name.startswith(_PREFIX):
+                    _tidy(self._db.open_table(name))
+
     def counts(self, batch: str, encoder: str) -> dict[str, int]:
         """How many vectors each image of a batch has."""
         found: Counter[str] = Counter()
@@ -261,10 +272,18 @@ def _after(generation: int) -> int:
 
 
 def _compact(table: Any) -> None:
-    if table.stats()["fragment_stats"]["num_small_fragments"] <= _LOOSE_AT_MOST:
-        return
+    if table.stats()["fragment_stats"]["num_small_fragments"] > _LOOSE_AT_MOST:
+        _tidy(table)
+
+
+def _tidy(table: Any) -> None:
+    """Few fragments, no old versions, and an index by which a batch is found without a look at all rows."""
+    from lancedb.index import Bitmap
+
     try:
         table.optimize(cleanup_older_than=_KEPT)
+        if not list(table.list_indices()):
+            table.create_index("batch", config=Bitmap())
     except (RuntimeError, OSError, ValueError) as error:
         if "conflict" not in str(error).lower():  # another run is at the same: it will be done
             raise

@@ -11,6 +11,7 @@ from assets.definitions import defs as load_all
 from assets.definitions import project_definitions
 from assets.resources import resources
 from pipeline import schema
+from pipeline.vectors import Vectors
 from tests.assets.conftest import World
 
 
@@ -109,3 +110,20 @@ def test_every_project_is_found_without_code_changes(world: World) -> None:
     prefixes = {key.path[0] for key in repository.asset_graph.get_all_asset_keys()}
     assert prefixes == {"squares", "others"}
     assert {s.name for s in repository.schedule_defs} >= {"others_new_data", "others_monitoring"}
+
+
+def test_the_nightly_upkeep_compacts_vectors(finished: World) -> None:
+    job = definitions(finished).resolve_job_def("squares_upkeep")
+    table = Vectors(finished.project.store_uri)._db.open_table(_vectors(finished))
+    assert table.stats()["fragment_stats"]["num_fragments"] == 3
+    with launch.instance() as instance:
+        assert job.execute_in_process(instance=instance).success
+    table.checkout_latest()
+    assert table.stats()["fragment_stats"]["num_fragments"] == 1 and table.count_rows() == 15
+    schedule = definitions(finished).resolve_schedule_def("squares_upkeep")
+    assert schedule.cron_schedule == finished.project.config.schedules.monitoring
+
+
+def _vectors(world: World) -> str:
+    (name,) = Vectors(world.project.store_uri)._db.list_tables().tables
+    return str(name)

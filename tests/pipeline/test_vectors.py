@@ -2,8 +2,9 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from datetime import timedelta
 from pathlib import Path
-from threading import Barrier
+from threading import Barrier, Event
 
 import numpy as np
 import pyarrow as pa
@@ -248,3 +249,83 @@ def test_what_lancedb_cannot_write_is_told_with_a_remedy(vectors: Vectors, monke
     with pytest.raises(StoreError, match=r"cannot write vectors in .*No space left") as raised:
         put(vectors, "b", ENCODER, rows(["a"], unit(1)))
     assert "free space" in raised.value.remedy
+
+
+def test_tidying_leaves_few_fragments_no_old_version_and_the_same_vectors(
+    vectors: Vectors, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for k in range(20):
+        put(vectors, f"b{k}", ENCODER, rows([f"i{k}"], unit(1, seed=k), batch=f"b{k}"))
+    put(vectors, "b3", ENCODER, rows(["i3", "new"], unit(2, seed=99), batch="b3"))
+    before = vectors.fetch([f"i{k}" for k in range(20)], ENCODER)
+    vectors.tidy()
+    table = vectors._db.open_table("vectors_8")
+    assert table.stats()["fragment_stats"]["num_fragments"] == 1 and len(table.list_versions()) > 20
+    monkeypatch.setattr("pipeline.vectors._KEPT", timedelta(milliseconds=1))
+    vectors.tidy()
+    assert len(vectors._db.open_table("vectors_8").list_versions()) <= 2
+    after = vectors.fetch([f"i{k}" for k in range(20)], ENCODER)
+    assert after[0] == before[0] and (after[1] == before[1]).all()
+    Vectors(str(vectors._uri) + "/nothing").tidy()
+
+
+def test_with_the_index_on_batches_everything_is_found_as_without_it(tmp_path: Path) -> None:
+    """Batches that are indexed, that came after, that were replaced in part or dropped since: all as brute force."""
+    plain, indexed = Vectors(str(tmp_path / "plain")), Vectors(str(tmp_path / "indexed"))
+    values = unit(400, 16)
+    names = [f"i{k:03d}" for k in range(400)]
+
+    def write(batch: int, which: slice) -> None:
+        for each in (plain, indexed):
+            put(each, f"b{batch}", ENCODER, rows(names[which], values[which], f"b{batch}"))
+
+    for batch in range(30):
+        write(batch, slice(10 * batch, 10 * batch + 10))
+    indexed.tidy()
+    (index,) = indexed._db.open_table("vectors_16").list_indices()
+    assert index.columns == ["batch"] and index.num_indexed_rows == 300
+    write(30, slice(300, 320))
+    write(4, slice(40, 45))
+    write(5, slice(50, 50))
+    write(6, slice(320, 330))
+    for _ in range(2):
+        assert stored(indexed, 16) == stored(plain, 16)
+        for batch in (0, 4, 5, 6, 30):
+            (found, matrix), (known, same) = (v.fetch(names, ENCODER, batch=f"b{batch}") for v in (indexed, plain))
+            assert found == known and (matrix == same).all()
+            nearest = [v.search(values[41], ENCODER, 7, f"b{batch}") for v in (indexed, plain)]
+            assert nearest[0].equals(nearest[1])
+        assert indexed.search(values[41], ENCODER, 7).equals(plain.search(values[41], ENCODER, 7))
+        indexed.tidy()
+    where = f"encoder = '{ENCODER.replace(chr(39), chr(39) * 2)}' AND batch = 'b6'"
+    assert "ScalarIndexQuery" in indexed._db.open_table("vectors_16").search().where(where).explain_plan()
+
+
+def test_tidying_disturbs_neither_readers_nor_writers(tmp_path: Path) -> None:
+    names = {f"b{k}": [f"b{k}-{i}" for i in range(20)] for k in range(4)}
+    for batch in names:
+        put(Vectors(str(tmp_path)), batch, ENCODER, rows(names[batch], unit(20), batch))
+    done = Event()
+
+    def write(batch: str) -> None:
+        for seed in range(8):
+            put(Vectors(str(tmp_path)), batch, ENCODER, rows(names[batch], unit(20, seed=seed), batch))
+
+    def tidy() -> None:
+        while not done.is_set():
+            Vectors(str(tmp_path)).tidy()
+
+    def read() -> set[int]:
+        wanted, seen = [image for batch in names.values() for image in batch], set()
+        while not done.is_set():
+            seen.add(len(Vectors(str(tmp_path)).fetch(wanted, ENCODER)[0]))
+        return seen
+
+    with ThreadPoolExecutor(7) as pool:
+        others = [pool.submit(tidy), pool.submit(tidy), pool.submit(read)]
+        try:
+            list(pool.map(write, names))
+        finally:
+            done.set()
+        assert [other.result() for other in others] == [None, None, {80}]
+    assert stored(Vectors(str(tmp_path))) == [(b, i) for b in names for i in sorted(names[b])]
