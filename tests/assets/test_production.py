@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ import pytest
 
 from assets.graph import recipes
 from assets.plan import RANGE_END, RANGE_START, asset_keys
+from pipeline.config import Project
 from pipeline.store import Store
 from tests import postgres
 from tests.assets.conftest import World
@@ -151,11 +152,10 @@ def test_a_run_whose_host_dies_is_marked_failed_and_goes_on_elsewhere(
         with dg.DagsterInstance.get() as instance:
             instance.add_dynamic_partitions("squares_batches", ["a", "b", "c"])
             made.start("web")
-            node = until("the web UI", lambda: made.ask(SENSORS)["repositoriesOrError"]["nodes"], made)[0]
-            for sensor in node["sensors"]:
-                made.ask(STOP, id=sensor["id"], selector=sensor["sensorState"]["selectorId"])
+            node = repository(made)
+            stop_sensors(made, node)
             made.start("daemon")
-            run_id = launch(made, node, world)
+            run_id = launch(made, node, world.project)
             until("the run at work", lambda: len(list(seen.iterdir())) >= 2, made)
             assert instance.get_run_by_id(run_id).status == dg.DagsterRunStatus.STARTED
             until("a healthy daemon", lambda: healthy(made), made)
@@ -175,13 +175,15 @@ def test_a_run_whose_host_dies_is_marked_failed_and_goes_on_elsewhere(
     assert len(list(seen.iterdir())) >= 6
 
 
-def launch(made: Processes, node: dict[str, Any], world: World) -> str:
+def launch(
+    made: Processes, node: dict[str, Any], project: Project, tables: Sequence[str] = ("images", "detections")
+) -> str:
     """Have batch a collected and looked at by the labeller; the run's id."""
-    keys = asset_keys([r for r in recipes(world.project) if r.name in ("images", "detections")])
+    keys = asset_keys([r for r in recipes(project) if r.name in tables])
     selector = {
         "repositoryName": node["name"],
         "repositoryLocationName": node["location"]["name"],
-        "pipelineName": "squares_pipeline",
+        "pipelineName": f"{project.name}_pipeline",
         "assetSelection": [{"path": list(key.path)} for key in keys],
     }
     tags = [{"key": RANGE_START, "value": "a"}, {"key": RANGE_END, "value": "a"}]
@@ -189,6 +191,17 @@ def launch(made: Processes, node: dict[str, Any], world: World) -> str:
     found = made.ask(LAUNCH, params=params)["launchPipelineExecution"]
     assert found["__typename"] == "LaunchRunSuccess", found
     return str(found["run"]["runId"])
+
+
+def repository(made: Processes) -> dict[str, Any]:
+    """What the web UI has loaded, once it answers."""
+    return until("the web UI", lambda: made.ask(SENSORS)["repositoriesOrError"]["nodes"], made)[0]
+
+
+def stop_sensors(made: Processes, node: dict[str, Any]) -> None:
+    """Nothing starts but what the test starts."""
+    for sensor in node["sensors"]:
+        made.ask(STOP, id=sensor["id"], selector=sensor["sensorState"]["selectorId"])
 
 
 def healthy(made: Processes) -> bool:
