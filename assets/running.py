@@ -143,8 +143,10 @@ def _page(recipe: Recipe, work: Work, name: str, rows: pa.Table, seconds: float)
         "file": work.store.path(name, work.batch),
         "preview": preview(rows),
     }
-    if work.images:
-        page["images_per_second"] = round(work.images / max(seconds, 1e-9), 1)
+    kept = work.beat.pulse.kept if work.beat else 0  # an earlier run had done these
+    worked = (work.images or 0) - kept
+    if worked > 0:
+        page["images_per_second"] = round(worked / max(seconds, 1e-9), 1)
     if work.beat and name == recipe.name:
         page |= _load(work.beat)
     if failures := _failures(work):

@@ -341,20 +341,31 @@ def status(rows: pa.Table, *, by_batch: bool) -> None:
 def running(found: Sequence[Pulse], expected: pa.Table) -> None:
     """What is being made now, and what was when its process died; and how much is left in all."""
     now = time.time()
-    table = _table("now", "batch", "images", "a second", "left", "where", "since", right=("images", "a second", "left"))
+    figures = ("images", "a second", "left", "queue", "MiB")
+    table = _table("now", "batch", *figures, "workers", "where", "since", right=figures)
     for p in found:
-        where = f"{p.host} {p.pid}" + (f", {p.workers} x {p.mode}" if p.workers and p.mode != "inline" else "")
         images = f"{p.done:,} of {p.total:,}" if p.total else ""
         left = "" if p.left is None else _duration(p.left)
         if silent := p.silent(now):
             left = f"[red]no sign of life for {_duration(silent)}[/]"
         since = datetime.fromtimestamp(p.began).strftime("%H:%M:%S")
-        table.add_row(_plain(p.table), _plain(p.batch), images, _rate(p.rate), left, _plain(where), since)
+        queue, held = f"{p.waiting}" if p.workers else "", f"{p.memory:,.0f}"
+        where = _plain(f"{p.host} {p.pid}")
+        name = _plain(p.table), _plain(p.batch)
+        table.add_row(*name, images, _rate(p.rate), left, queue, held, _plain(_workers(p)), where, since)
     _out().print(table)
     seconds = expected["seconds"].to_pylist()
     never = f", and {seconds.count(None)} tables that were never made before" if None in seconds else ""
     total = _duration(sum(s for s in seconds if s is not None))
     _out().print(f"about {total} of work left in all{never}: cvp run --estimate tells which", style="dim")
+
+
+def _workers(pulse: Pulse) -> str:
+    """How many are up, where, and what becomes of them; nothing for work that has no shards."""
+    if not pulse.workers:
+        return ""
+    lost = f", {pulse.lost} lost" if pulse.lost else ""
+    return f"{pulse.busy} of {pulse.workers} busy, {pulse.mode}{lost}"
 
 
 def _rate(images_a_second: float) -> str:

@@ -6,6 +6,7 @@ import json
 import os
 import re
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -62,7 +63,8 @@ def test_status_tells_what_runs_where_how_fast_and_what_died(
         raise AssertionError((tmp_path / "log").read_text())
     shown = cvp("status", "squares")
     (line,) = [line for line in shown.splitlines() if re.match(r" *detections +d ", line)]
-    assert re.search(rf"8 of 20 +[\d.]+ +[\d.]+ (s|min) +\S+ {running.pid}", line), line
+    figures = r"8 of 20 +[\d.]+ +[\d.]+ (s|min) +[12] +[\d,]{2,}"
+    assert re.search(rf"{figures} +1 of 1 busy, inline +{socket.gethostname()} {running.pid}", line), line
     assert re.search(r"about [\d.]+ (s|min) of work left in all", shown), shown
 
     running.send_signal(signal.SIGKILL)
@@ -80,4 +82,6 @@ def test_status_tells_what_runs_where_how_fast_and_what_died(
         event = instance.get_latest_materialization_event(dg.AssetKey(["squares", "detections"]))
     page = event.asset_materialization.metadata
     assert page["memory_mib"].value > 10 and page["workers"].value == 1 and page["lost_workers"].value == 0
-    assert page["images_per_second"].value > 0 and page["longest_queue"].value == 1
+    assert page["longest_queue"].value == 1 and page["images_kept"].value == 8
+    seconds = store.receipt("detections", "d").written_by["seconds"]
+    assert page["images_per_second"].value == round(12 / seconds, 1), "what was kept is not this run's work"

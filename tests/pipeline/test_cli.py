@@ -3,11 +3,13 @@ from __future__ import annotations
 import csv
 import io
 import json
+import re
 import subprocess
 import sys
+import time
 import types
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -22,6 +24,7 @@ from pipeline import report, schema, warehouse, weights
 from pipeline.cli import app as commands
 from pipeline.cli import show
 from pipeline.errors import DataError
+from pipeline.pulse import Pulse
 from pipeline.store import Store
 
 PROJECT = {"name": "mine", "classes": {"Tree": {}}, "source": {"uri": "photos"}}
@@ -328,6 +331,16 @@ def test_errors_before_the_run_keep_their_exit_code(launch: Launch, monkeypatch:
 
     monkeypatch.setattr(sys.modules["assets.launch"], "run", fail)
     assert cvp("run", "mine").exit_code == 3
+
+
+def test_status_tells_workers_queue_memory_and_where(capsys: pytest.CaptureFixture[str]) -> None:
+    now = time.time()
+    work = Pulse("masks", "a", "node-3", 71, began=now - 10, seen=now, done=30, total=130, memory=2048.4)
+    shared = replace(work, mode="ray://head:10001", workers=4, busy=3, waiting=7, lost=1)
+    show.running([shared, replace(work, batch="b")], pa.table({"seconds": pa.array([], pa.float64())}))
+    first, second = (line for line in capsys.readouterr().out.splitlines() if "masks" in line)
+    assert re.search(r"30 of 130 .* 7 +2,048 +3 of 4 busy, ray://head:10001, 1 lost +node-3 71 ", first), first
+    assert re.search(r"30 of 130 .* s +2,048 +node-3 71 ", second), second
 
 
 def test_status_counts_states(launch: Launch) -> None:
