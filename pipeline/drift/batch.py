@@ -190,7 +190,7 @@ class Tests:
         unit = self.sides.location if self.sides.by_location else np.arange(len(novelty))
         statistic, p_value = prediction_test(_means(novelty, unit, batch), _means(novelty, unit, own), here, there)
         kind = "locations" if self.sides.by_location else "images' worth of area"
-        self.add(test, subject, statistic, p_value, f"{here:.3g} against {there:.3g} {kind}; t of a new observation")
+        self.add(test, subject, statistic, p_value, f"{here:.4g} against {there:.4g} {kind}; t of a new observation")
 
 
 def _means(values: Floats, unit: Ints, chosen: Flags) -> Floats:

@@ -71,7 +71,7 @@ class Sides:
         )
 
     def sample(self) -> Ints:
-        """Sorted places of the images: all, or of a side with more the MAX_IMAGES with the smallest hashes."""
+        """Sorted places of the images: all, or MAX_IMAGES of a side that has more, by hash."""
         chosen = []
         for side in (self.in_batch, ~self.in_batch):
             places = np.flatnonzero(side)

@@ -8,12 +8,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import plots
-from pipeline.report.gallery import Gallery, Shot, chart
+from pipeline.report.gallery import Gallery, Picture, Shot, chart
 
 if TYPE_CHECKING:
     from pipeline.report.sections import Section, Tables
 
-_BATCHES, _PICTURES, _DETAILS = 3, 6, 5  # shown
+_BATCHES, _REGIONS, _DRIVERS, _EXAMPLES, _DETAILS = 3, 3, 6, 4, 5  # shown
 
 
 def drift(tables: Tables, gallery: Gallery) -> Section:
@@ -58,22 +58,33 @@ def _telling(rows: pa.Table) -> pa.Table:
 
 
 def _driven(tables: Tables, gallery: Gallery, batch: str) -> dict[str, Any]:
-    """What a batch differs by: its region most in excess in pictures, and the largest shifts of shares and looks."""
-    regions = [r for r in tables.read("drift_regions").to_pylist() if r["batch"] == batch]
-    first = min(regions, key=lambda r: r["region"], default=None)
-    shares = [r for r in tables.read("drift_shares").to_pylist() if r["batch"] == batch]
-    looks = [r for r in tables.read("drift_dimensions").to_pylist() if (r["batch"], r["subject"]) == (batch, "quality")]
+    """What a batch differs by: images and regions in pictures, and the largest shifts of shares and looks."""
+    images = {r["image_id"]: r for r in tables.read("images").select(["image_id", "batch", "file_name"]).to_pylist()}
+    drivers = [r for r in _of(tables, "drift_images", batch) if r["image_id"] in images]
+    regions = [r for r in _of(tables, "drift_regions", batch) if r["share"] > r["reference_share"]]
+    shares = _of(tables, "drift_shares", batch)
+    looks = [r for r in _of(tables, "drift_dimensions", batch) if r["subject"] == "quality"]
+
+    def shown(image_ids: list[str]) -> list[Picture]:
+        return gallery.pictures([Shot(i, images[i]["batch"]) for i in image_ids[:_EXAMPLES] if i in images])
+
     return {
         "batch": batch,
-        "region": first,
-        "pictures": _photos(gallery, tables, first["examples"] if first else []),
-        "reference": _photos(gallery, tables, first["reference_examples"] if first else []),
+        "drivers": gallery.pictures(
+            [
+                Shot(r["image_id"], images[r["image_id"]]["file_name"], f"{r['witness']:+.3f}, region {r['region']}")
+                for r in sorted(drivers, key=lambda r: (-r["witness"], r["image_id"]))[:_DRIVERS]
+            ]
+        ),
+        "regions": [
+            r | {"sides": [shown(r["examples"]), shown(r["reference_examples"])]}
+            for r in sorted(regions, key=lambda r: (r["region"], r["encoder"]))[:_REGIONS]
+        ],
         "shares": sorted(shares, key=lambda r: (-r["psi"], r["mix"], r["category"]))[:_DETAILS],
         "looks": sorted(looks, key=lambda r: (r["p_value"], r["dimension"]))[:_DETAILS],
     }
 
 
-def _photos(gallery: Gallery, tables: Tables, image_ids: list[str]) -> list[Any]:
-    images = tables.read("images")
-    named = dict(zip(images.column("image_id").to_pylist(), images.column("batch").to_pylist(), strict=True))
-    return gallery.pictures([Shot(i, named[i]) for i in image_ids[:_PICTURES] if i in named])
+def _of(tables: Tables, name: str, batch: str) -> list[dict[str, Any]]:
+    rows = tables.read(name)
+    return rows.filter(pc.equal(rows.column("batch"), batch)).to_pylist()

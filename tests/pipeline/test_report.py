@@ -287,6 +287,24 @@ def fabricate(store: Store, photos: list[Path], file_name: str = "") -> None:
             for b, p in zip(BATCHES, values, strict=True)
         ],
     )  # fmt: skip
+    last = [i["image_id"] for i in images if i["batch"] == BATCHES[2]]
+    first = [i["image_id"] for i in images if i["batch"] == BATCHES[0]]
+    write(
+        "drift_regions",
+        [
+            {"batch": BATCHES[2], "encoder": "compact@1#5555", "region": n, "images": 9 - n, "reference_images": 2,
+             "share": share, "reference_share": 0.125, "contribution": 0.3, "p_value": 0.01 * n, "examples": last,
+             "reference_examples": first}
+            for n, share in enumerate((0.41, 0.32, 0.23, 0.14, 0.05), start=1)
+        ],
+    )  # fmt: skip
+    write(
+        "drift_images",
+        [
+            {"batch": BATCHES[2], "image_id": i, "encoder": "compact@1#5555", "witness": 0.125 - 0.01 * n, "region": 1}
+            for n, i in enumerate(last)
+        ],
+    )
     spent = {"models": ("training", 241), "embeddings": ("curation", 33), "detections": ("labelling", 21),
              "images": ("collection", 4.2), "quality": ("curation", 3), "predictions": ("evaluation", 17)}  # fmt: skip
     write(
@@ -380,6 +398,18 @@ def test_every_section_is_filled(finished: tuple[Store, Path]) -> None:
     ):  # fmt: skip
         assert expected in text, expected
     assert 'alt="Slices from run to run"' in path.read_text()
+
+
+def test_what_drives_drift_is_shown_in_images_and_three_regions(finished: tuple[Store, Path]) -> None:
+    _, path = finished
+    text = Page(path.read_text()).text
+    shown = text[text.index(f"What {BATCHES[2]} differs by") :]
+    assert "+0.125, region 1" in shown and f"{EVIL}.png" in shown
+    assert shown.index("+0.125") < shown.index("+0.115")
+    for region, share in ((1, "41%"), (2, "32%"), (3, "23%")):
+        assert f"Region {region} of embedding space holds {share}" in shown
+    assert "Region 4" not in shown, "three are enough"
+    assert f"What {BATCHES[0]} differs by" not in text
 
 
 def test_pictures_decode_and_galleries_show_the_photos(finished: tuple[Store, Path]) -> None:
