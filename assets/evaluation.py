@@ -137,8 +137,8 @@ def build(project: Project) -> Stage:
 
     @stage.table(
         "comparisons",
-        inputs=(*SAID, *FACTS, "masks", "models", "declared_slices"),
-        code="2",
+        inputs=(*SAID, *FACTS, "masks", "models", "declared_slices", "evaluation"),
+        code="3",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.trust.iou],
         condition=follows(),
     )
@@ -146,8 +146,8 @@ def build(project: Project) -> Stage:
         """Every two models on the same test images: the difference, its interval, and whether it is beyond chance."""
         models, splits = everything_said(work)
         truth, slices_ = work.read("ground_truth"), work.read("declared_slices")
-        drawn = work.read("masks"), work.read("images")
-        found = compare(models, truth, splits, slices_, work.config, producers_of(work), *drawn)
+        more = work.read("masks"), work.read("images"), work.read("evaluation")
+        found = compare(models, truth, splits, slices_, work.config, producers_of(work), *more)
         work.show(comparisons=preview(found, limit=60))
         return found
 
@@ -216,8 +216,8 @@ def build(project: Project) -> Stage:
 
     @stage.table(
         "failures",
-        inputs=(*SAID, *FACTS, "models", "evaluation", "label_errors", "embeddings"),
-        code="3",
+        inputs=(*SAID, *FACTS, "masks", "models", "evaluation", "label_errors", "embeddings"),
+        code="4",
         config=lambda p: p.config.trust.iou,
         condition=follows(),
     )
@@ -234,6 +234,7 @@ def build(project: Project) -> Stage:
             splits,
             work.read("evaluation"),
             work.read("label_errors"),
+            work.read("masks"),
             ids,
             vectors,
             work.config,

@@ -13,6 +13,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
+from pipeline import masks as rle
 from pipeline import schema, tide
 from pipeline.boxes import area
 from pipeline.config import ProjectConfig
@@ -41,6 +42,7 @@ def find(
     splits: pa.Table,
     evaluation: pa.Table,
     label_errors: pa.Table,
+    masks: pa.Table,
     ids: Sequence[str],
     vectors: NDArray[np.floating],
     config: ProjectConfig,
@@ -53,7 +55,8 @@ def find(
         evaluation: that table; its metric 'threshold' is where detectors are judged. A class
             without one has no detections, so all its objects are missed.
         label_errors: that table. A failure has the cause `label_error` where it would be none were the label as is
-            suggested there: a wrong answer that says just that, or a missed object whose box or class is doubted.
+            suggested there: a wrong answer that says just that, or an object whose box, class or mask is doubted.
+        masks: that table; those drawn in detections count.
         ids, vectors: n image ids and (n, d) unit vectors, those of training images included.
         producers: models that are judged even if they said nothing.
 
@@ -62,8 +65,9 @@ def find(
         `localisation` (overlap 0.1 up to the project's), `classification`, `both` (beside an object of
         another class), `duplicate`, `background`. What a row costs is how much AP at the project's
         overlap would rise, within its split and among the detections at the operating threshold, were
-        it alone mended. For classification: wrong classes, and images about which the model said
-        nothing (`missed`); there the cost is in accuracy.
+        it alone mended. Where people and a segmenter drew masks, `outline`: an object was found, but the masks
+        overlap by less than the project's overlap, which costs no AP of boxes. For classification: wrong
+        classes, and images about which the model said nothing (`missed`); there the cost is in accuracy.
     """
     held = {split: _held_out(splits, split) for split in ("val", "test")}
     everything = sorted({*held["val"], *held["test"]})
@@ -80,7 +84,7 @@ def find(
             if config.task == "classification":
                 parts.append(_wrong_classes(model, said, truth, facts, doubts))
             else:
-                parts += _wrong_boxes(model, _accepted(said, evaluation, model), truth, facts, doubts, config)
+                parts += _wrong_boxes(model, _accepted(said, evaluation, model), truth, masks, facts, doubts, config)
     return pa.concat_tables(parts)
 
 
@@ -104,7 +108,13 @@ def _accepted(said: pa.Table, evaluation: pa.Table, model: str) -> pa.Table:
 
 
 def _wrong_boxes(
-    model: str, seen: pa.Table, truth: pa.Table, facts: pa.Table, doubts: pa.Table, config: ProjectConfig
+    model: str,
+    seen: pa.Table,
+    truth: pa.Table,
+    masks: pa.Table,
+    facts: pa.Table,
+    doubts: pa.Table,
+    config: ProjectConfig,
 ) -> list[pa.Table]:
     classes = config.ontology.names
     seen, truth = (_boxed(t, classes) for t in (seen, truth))
@@ -125,6 +135,7 @@ def _wrong_boxes(
     nearest = np.zeros(len(kind_t))
     alike = (kind_s[near[0]] == kind_t[near[1]]) & ~ignore[near[1]]
     np.maximum.at(nearest, near[1][alike], near[2][alike])
+    outlined = schema.where_in(doubts, "error", ["badly_outlined"])
     doubts = schema.where_in(schema.where_in(doubts, "suggested", classes), "error", ABOUT_BOXES)
     suggested = _codes(doubts, "image_id", names) * len(classes) + _codes(doubts, "suggested", classes)
     at = _first_there(image_s * len(classes) + kind_s, boxes_s, suggested, schema.box_array(doubts), config.trust.iou)
@@ -149,10 +160,40 @@ def _wrong_boxes(
         "neighbours": _neighbours(image_t, boxes_t, *objects)[missed],
         **_doubted(doubts, _codes(truth, "annotation_id", labels)[missed]),
     }
+    badly, overlap = _badly_drawn(seen, truth, judged.hit, masks, facts.take(pa.array(image_s)), config.trust.iou)
+    object_of = truth.take(pa.array(judged.hit[badly]))
+    outlines: Columns = {
+        "error": np.full(len(badly), "outline", object),
+        "score": score[badly],
+        "iou": overlap,
+        "confused_with": names_of[np.full(len(badly), -1)],
+        "neighbours": _neighbours(image_s, boxes_s, *objects)[badly],
+        **_doubted(outlined, _codes(object_of, "annotation_id", outlined["annotation_id"].to_pylist())),
+    }
     return [
         _box_rows(model, seen.take(pa.array(wrong)), image_s[wrong], false_alarms, facts),
         _box_rows(model, truth.take(pa.array(missed)), image_t[missed], misses, facts),
+        _box_rows(model, seen.take(pa.array(badly)), image_s[badly], outlines, facts),
     ]
+
+
+def _badly_drawn(
+    seen: pa.Table, truth: pa.Table, hit: Ints, masks: pa.Table, about: pa.Table, iou: float
+) -> tuple[Ints, Floats]:
+    """Detections that found an object, but whose mask overlaps people's by less than `iou`, and by how much."""
+    drawn = schema.with_masks(seen, masks)
+    at = _codes(drawn, "annotation_id", seen["annotation_id"].to_pylist())
+    drawn, at = drawn.filter(pa.array(hit[at] >= 0)), at[hit[at] >= 0]
+    theirs = truth["mask"].take(pa.array(hit[at])).to_pylist()
+    sizes = zip(*(about[c].take(pa.array(at)).to_pylist() for c in ("height", "width")), strict=True)
+    overlap = np.array(
+        [
+            1.0 if b is None else rle.iou([a], [b], *size)[0, 0]  # where people drew none, nothing is known
+            for a, b, size in zip(drawn["mask"].to_pylist(), theirs, sizes, strict=True)
+        ],
+        np.float64,
+    )
+    return at[overlap < iou], overlap[overlap < iou]
 
 
 def _boxed(rows: pa.Table, classes: list[str]) -> pa.Table:

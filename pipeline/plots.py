@@ -45,6 +45,7 @@ ERROR_COLOURS = {
     "classification": "#e879f9",
     "both": "#a78bfa",
     "duplicate": "#38bdf8",
+    "outline": "#4ade80",
 }
 
 _WIDTH = 4.6  # inches

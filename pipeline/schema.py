@@ -789,7 +789,7 @@ TABLES: dict[str, Table] = {
                 Column("model", STRING, "producer"),
                 Column("other", STRING, "producer it is compared with"),
                 Column("slice", STRING, "'all' or a declared slice"),
-                Column("metric", STRING, "AP50, AP or mask_AP50, or accuracy"),
+                Column("metric", STRING, "AP50, AP, mask_AP50 or count_mae, or accuracy"),
                 Column("value", DOUBLE, "of the model"),
                 Column("other_value", DOUBLE, "of the other"),
                 Column("difference", DOUBLE, "value - other_value"),
@@ -938,10 +938,12 @@ TABLES: dict[str, Table] = {
                 BATCH,
                 Column("annotation_id", STRING, "the wrong box, or the one that was missed"),
                 Column("class_name", STRING, "class"),
-                Column("error", STRING, "missed, background, localisation, classification, both, duplicate"),
-                Column("cost", DOUBLE, "rise of AP (or accuracy) on its split were it alone mended", True),
+                Column("error", STRING, "missed, background, localisation, classification, both, duplicate, outline"),
+                Column(
+                    "cost", DOUBLE, "rise of AP (or accuracy) on its split were it alone mended; null: outline", True
+                ),
                 Column("score", FLOAT, "of the wrong box", True),
-                Column("iou", FLOAT, "with the best matching box", True),
+                Column("iou", FLOAT, "with the best matching box; of an outline: of the masks", True),
                 Column("x1", FLOAT, "box", True),
                 Column("y1", FLOAT, "box", True),
                 Column("x2", FLOAT, "box", True),
@@ -1284,6 +1286,17 @@ def best_classes(rows: pa.Table) -> pa.Table:
     if "probability" not in rows.column_names:
         return best
     return best.set_column(best.column_names.index("score"), "score", best["probability"])
+
+
+def with_masks(rows: pa.Table, masks: pa.Table) -> pa.Table:
+    """The annotation rows that `masks` has a mask for, with it; of several segmenters' the last named."""
+    mine = where_in(masks, "annotation_id", rows["annotation_id"].to_pylist())
+    if not mine.num_rows:
+        return rows.slice(0, 0)
+    last = mine.filter(pc.equal(mine["producer"], max(mine["producer"].unique().to_pylist())))
+    at = pc.index_in(rows["annotation_id"], last["annotation_id"].combine_chunks())
+    found = rows.filter(pc.is_valid(at))
+    return found.set_column(found.column_names.index("mask"), "mask", last["mask"].take(at.drop_null()))
 
 
 def box_array(rows: pa.Table) -> Any:

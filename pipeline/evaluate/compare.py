@@ -97,9 +97,9 @@ class Paired:
     """One model on one slice of test.
 
     Attributes:
-        metric: one of COCO's numbers, or accuracy. values: of all images, and then what the resampling's weights
-            made of it, NaN where undefined. images: how many. right: (images,) whether it named the class;
-            None of a detector.
+        metric: one of COCO's numbers, count_mae, or accuracy. values: of all images, and then what the
+            resampling's weights made of it, NaN where undefined. images: how many. right: (images,) whether it
+            named the class; None of a detector.
     """
 
     model: str
@@ -119,24 +119,39 @@ def paired_values(
     resampling: Resampling,
     metrics: Sequence[str],
     producers: Iterable[str] = (),
+    evaluation: pa.Table | None = None,
 ) -> Iterator[Paired]:
     """Every model on every slice, draw k of a slice from the same images for all.
 
     Args:
         metrics: of COCO's numbers, those wanted of detectors. Classifiers have accuracy.
+        evaluation: that table, for count_mae of detectors that have an operating threshold for every class.
     """
     names, task = producers_of(models, producers), config.task
     held = answers if task == "classification" else scenes
     for model, split, ids, said in held(models, ground_truth, splits, config, names, SPLITS[1:]):
+        off = _miscounts(said, evaluation, model) if isinstance(said, Scene) and evaluation is not None else None
         for name, members in members_by_slice(slices_of_images, ids).items():
             weights = resampling.weights(len(members), split, name)
             if isinstance(said, Scene):
-                for metric, values in draws(said.ranking.on(members), weights, metrics).items():
+                found = draws(said.ranking.on(members), weights, metrics)
+                if off is not None:
+                    found["count_mae"] = divided(weights @ off[members], weights.sum(axis=1))
+                for metric, values in found.items():
                     yield Paired(model, name, metric, values, len(members), None)
             else:
                 right = said.right[members]
                 values = divided(weights @ right, weights.sum(axis=1))
                 yield Paired(model, name, "accuracy", values, len(members), right)
+
+
+def _miscounts(scene: Scene, evaluation: pa.Table, model: str) -> np.ndarray | None:
+    """(images,) by how much the number of objects at the operating thresholds is off; None where a class has none."""
+    thresholds = thresholds_of(evaluation, model)
+    if any(thresholds.get(name) is None for name in scene.classes):
+        return None
+    hits, alarms, objects = (table.sum(axis=0) for table in scene.counts(thresholds))
+    return np.abs(hits + alarms - objects)
 
 
 def _draw_row(paired: Paired) -> dict[str, object]:

@@ -22,6 +22,7 @@ from pipeline.evaluate.rows import SPLITS, Resampling, members_by_slice
 from pipeline.intervals import holm
 
 LEAST_DRAWS = 2000  # fewer cannot tell small p-values, which the correction needs
+LESS_IS_BETTER = ("count_mae",)
 Floats = NDArray[np.float64]
 
 
@@ -34,23 +35,26 @@ def compare(
     producers: Iterable[str] = (),
     masks: pa.Table | None = None,
     images: pa.Table | None = None,
+    evaluation: pa.Table | None = None,
 ) -> pa.Table:
     """The table `comparisons`: every two models on test, on all images and on each declared slice.
 
-    Detection: AP50, AP, and with `masks` mask_AP50, of both on the same bootstrap samples of images; the p-value is
-    twice the smaller share of samples on either side of no difference, itself counted as one. Classification:
-    accuracy, and McNemar's exact test on the images of which the two say different things. Intervals of the
-    difference are of the kind that `evaluation.interval` asks for. `corrected` is Holm's, over all rows of a metric.
+    Detection: AP50, AP, with `masks` mask_AP50 and with `evaluation` count_mae, of both on the same bootstrap
+    samples of images; the p-value is twice the smaller share of samples on either side of no difference, itself
+    counted as one. Classification: accuracy, and McNemar's exact test on the images of which the two say different
+    things. Intervals of the difference are of the kind that `evaluation.interval` asks for. `corrected` is Holm's,
+    over all rows of a metric.
 
     `better` names the model that is, where `corrected` is below 1 - level; else it is null.
 
     Args:
         masks, images: those tables, for masks; without them only boxes are compared.
+        evaluation: that table, whose operating thresholds counts are taken at.
     """
     own = Resampling.of(config.evaluation)
     resampling = replace(own, draws=max(own.draws, LEAST_DRAWS))
     where = (models, ground_truth, splits, slices_of_images, config)
-    found = list(paired_values(*where, resampling, ["AP50", "AP"], producers))
+    found = list(paired_values(*where, resampling, ["AP50", "AP"], producers, evaluation))
     if masks is not None and images is not None:
         found += _paired_masks(*where, resampling, masks, images)
     alike: dict[tuple[str, str], list[Paired]] = defaultdict(list)
@@ -122,5 +126,5 @@ def _corrected(rows: list[dict[str, Any]], level: float) -> pa.Table:
         for row, corrected in zip(tested, holm(np.array([r["p_value"] for r in tested])).tolist(), strict=True):
             row["corrected"] = corrected
             if corrected < 1 - level:
-                row["better"] = row["model"] if row["difference"] > 0 else row["other"]
+                row["better"] = row["model"] if (row["difference"] > 0) != (metric in LESS_IS_BETTER) else row["other"]
     return schema.table("comparisons").from_rows(rows)

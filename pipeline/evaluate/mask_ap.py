@@ -67,7 +67,7 @@ def mask_rankings(
     which: Iterable[str] = SPLITS,
 ) -> Iterator[tuple[str, str, list[str], Ranking]]:
     """(model, split, ids of images with people's masks, ranking) of every model whose boxes have masks."""
-    said = _joined(models, masks)
+    said = schema.with_masks(models, masks)
     drawn = ground_truth.filter(pc.is_valid(ground_truth["mask"]))
     with_masks = set(drawn["image_id"].unique().to_pylist())
     for model in producers_of(said):
@@ -88,18 +88,6 @@ def ranking(seen: pa.Table, truth: pa.Table, images: pa.Table, ids: list[str], c
     by_score = ranks(group, np.argsort(-ours[0].score, kind="stable"))
     near = _overlaps(*ours, *theirs, group, theirs[0].image * width + theirs[0].kind, sizes)
     return rank(ours[0], theirs[0], by_score, near, (len(classes), len(ids)))
-
-
-def _joined(models: pa.Table, masks: pa.Table) -> pa.Table:
-    """`models` with the masks of `masks`; of several segmenters' the last named, for one box has one mask."""
-    mine = schema.where_in(masks, "annotation_id", models["annotation_id"].to_pylist())
-    if not mine.num_rows:
-        return models.slice(0, 0)
-    last = mine.filter(pc.equal(mine["producer"], max(mine["producer"].unique().to_pylist())))
-    at = pc.index_in(models["annotation_id"], last["annotation_id"].combine_chunks())
-    found = models.filter(pc.is_valid(at))
-    drawn = last["mask"].take(at.drop_null())
-    return found.set_column(found.column_names.index("mask"), "mask", drawn)
 
 
 def _read(rows: pa.Table, sizes: Ints, ids: list[str], classes: list[str]) -> tuple[Objects, list[str]]:

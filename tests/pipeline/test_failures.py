@@ -7,6 +7,7 @@ import pyarrow as pa
 import pytest
 
 from pipeline import failures, schema
+from pipeline import masks as rle
 
 
 def evaluation(threshold: float | None, classes: list[str], model: str = "m@1#0") -> pa.Table:
@@ -40,6 +41,7 @@ def find(
     threshold: float | None = 0.5,
     task: str = "detection",
     doubts: list[dict] | None = None,
+    masks: pa.Table | None = None,
 ) -> list[dict]:
     return failures.find(
         seen,
@@ -49,6 +51,7 @@ def find(
         tables.splits(ids),
         evaluation(threshold, classes),
         label_errors(doubts or []),
+        schema.table("masks").empty() if masks is None else masks,
         [],
         np.zeros((0, 4)),
         tables.config(classes, task=task),
@@ -112,6 +115,7 @@ def test_evidence(tables) -> None:
         pa.concat_tables([tables.splits(ids[:2]), tables.splits(ids[2:], "train")]),
         evaluation(0.5, ["cat"]),
         label_errors([]),
+        schema.table("masks").empty(),
         ids,
         vectors,
         tables.config(["cat"]),
@@ -169,6 +173,29 @@ def test_a_failure_that_is_none_if_the_label_is_wrong_says_so(tables) -> None:
     assert by_place[places["alone"]]["suspicion"] is by_place[places["alone"]]["doubted_by"] is None
     missed = {r["annotation_id"] for r in rows if r["error"] == "missed" and "label_error" in r["causes"]}
     assert missed == {moved, renamed}
+
+
+def test_masks_that_fit_badly_although_the_box_is_right(tables) -> None:
+    disc, sliver = np.zeros((100, 100), bool), np.zeros((100, 100), bool)
+    disc[10:50, 10:50], sliver[10:50, 10:22] = True, True
+    places = [("x", "cat", (10, 10, 50, 50)), ("y", "cat", (10, 10, 50, 50)), ("z", "cat", (10, 10, 50, 50))]
+    truth = tables.truth(places, mask=[rle.encode(disc), rle.encode(disc), None])
+    seen = tables.boxes([*((*p, 0.9) for p in places), ("x", "cat", (60, 60, 90, 90), 0.8)])
+    drawn = [rle.encode(m) for m in (sliver, disc, sliver, sliver)]
+    masks = schema.table("masks").from_columns(
+        {"mask": drawn, "producer": ["sam@1#0"] * 4, "area": [1] * 4, "score": [0.9] * 4}
+        | {c: seen[c] for c in ("annotation_id", "image_id", "batch")}
+    )
+    label, found = (t["annotation_id"][0].as_py() for t in (truth, seen))
+    doubt = {"image_id": "x", "annotation_id": label, "class_name": "cat", "suggested": "cat"}
+    doubts = [doubt | {"error": "badly_outlined"}, doubt | {"error": "swapped", "suspicion": 0.9}]
+    rows = find(tables, seen, truth, ["x", "y", "z"], ["cat"], doubts=doubts, masks=masks)
+    assert [r["error"] for r in rows] == ["background", "outline"]
+    row = rows[1]
+    assert row["annotation_id"] == found and row["iou"] == pytest.approx(12 / 40) and row["cost"] is None
+    assert row["causes"] == ["label_error"] and row["suspicion"] == 0.6
+    without = find(tables, seen, truth, ["x", "y", "z"], ["cat"])
+    assert [r["error"] for r in without] == ["background"]
 
 
 def test_without_a_threshold_everything_is_missed(tables) -> None:

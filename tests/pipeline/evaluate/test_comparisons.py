@@ -53,6 +53,27 @@ def test_boxes_are_compared_on_the_same_samples(tables) -> None:
         assert row["p_value"] == row["corrected"] == pytest.approx(2 / 2001)  # one look a metric
 
 
+def test_counts_are_better_the_less_they_are_off(tables) -> None:
+    ids = [f"i{k:02d}" for k in range(40)]
+    boxes = [(i, c, (x, 0, x + 10, 10)) for i in ids for c, x in (("a", 0), ("b", 40))]
+    truth = tables.truth(boxes)
+    false = [(i, "a", (x, 60, x + 10, 70), 0.5) for i in ids for x in (0, 40)]
+    models = [
+        tables.boxes([(*b, 0.5) for b in boxes], "right@1#0"),
+        tables.boxes([*((*b, 0.5) for b in boxes), *false], "twoextra@1#0"),
+        tables.boxes([(*b, 0.5) for b in boxes if b[1] == "a"], "half@1#0"),  # no threshold for b: not counted
+    ]
+    splits = pa.concat_tables([tables.splits(ids[:20]), tables.splits(ids[20:], "val")])
+    config, members = tables.config(CLASSES), tables.members({})
+    evaluation = evaluate(pa.concat_tables(models), truth, splits, members, config)["evaluation"]
+    rows = compare(pa.concat_tables(models), truth, splits, members, config, evaluation=evaluation).to_pylist()
+    (row,) = (r for r in rows if r["metric"] == "count_mae")
+    assert (row["model"], row["other"], row["better"]) == ("right@1#0", "twoextra@1#0", "right@1#0")
+    for model, name in (("right@1#0", "value"), ("twoextra@1#0", "other_value")):
+        assert row[name] == tables.metric(evaluation, "count_mae", model=model)["value"]
+    assert row["difference"] == row["low"] == row["high"] == -2
+
+
 def test_masks_are_compared_where_people_drew_some(tables) -> None:
     ids = [f"i{k:02d}" for k in range(20)]
     disc, half = np.zeros((100, 100), bool), np.zeros((100, 100), bool)
