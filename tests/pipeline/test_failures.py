@@ -8,6 +8,7 @@ import pytest
 
 from pipeline import failures, schema
 from pipeline import masks as rle
+from pipeline.failures import facts
 
 
 def evaluation(threshold: float | None, classes: list[str], model: str = "m@1#0") -> pa.Table:
@@ -240,11 +241,11 @@ def test_a_wrong_class_that_is_suggested_instead_of_the_label_says_so(tables) ->
 def test_most_similar_is_brute_force_in_blocks(monkeypatch) -> None:
     generator = np.random.default_rng(0)
     points, reference = (generator.normal(size=(n, 8)).astype(np.float32) for n in (30, 101))
-    monkeypatch.setattr(failures, "_ROWS", 7)
+    monkeypatch.setattr(facts, "_ROWS", 7)
     for columns in (3, 10, 1000):
-        monkeypatch.setattr(failures, "_COLUMNS", columns)
-        which, cosines = failures._most_similar(points, reference, 5)
+        monkeypatch.setattr(facts, "_COLUMNS", columns)
+        which, cosines = facts.most_similar(points, reference, 5)
         expected = np.argsort(-(points @ reference.T), axis=1)[:, :5]
         np.testing.assert_array_equal(which, expected)
         np.testing.assert_allclose(cosines, np.take_along_axis(points @ reference.T, expected, 1), rtol=1e-5)
-    assert failures._most_similar(points, reference[:3], 5)[0].shape == (30, 3)
+    assert facts.most_similar(points, reference[:3], 5)[0].shape == (30, 3)
