@@ -129,6 +129,8 @@ def run(
     """
     started, at = time.perf_counter(), datetime.now(UTC)
     project = find_project(project_name).with_training(epochs)
+    with instance() as opened, _quiet():
+        origin.mark_gone(opened)
     known = source_batches(project)
     wanted = _checked_batches(known, batches, project)
     pieces, skipped = _pieces(project, wanted, select)
@@ -145,7 +147,6 @@ def run(
         on_event(step)
 
     with instance() as opened, progress.listening(listen), _quiet():
-        origin.mark_gone(opened)
         follow_source(opened, project, known)
         asked = request(opened, project, pieces)
         result = _job(project, todo).execute_in_process(

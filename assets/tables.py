@@ -105,7 +105,8 @@ def _definition(recipe: Recipe) -> dg.AssetsDefinition:
                     break
                 continue
             yield from _told(context, recipe, done[-1])
-        yield from _check_results(recipe, done)
+        if done or not failed:
+            yield from _check_results(recipe, done)
         if failed:
             raise _failure(recipe, failed) from failed[0][1]
         if recipe.batched:
@@ -116,8 +117,8 @@ def _definition(recipe: Recipe) -> dg.AssetsDefinition:
 
 def _batches(context: dg.AssetExecutionContext, project: Project, s3: S3Resource, only: Sequence[str]) -> list[str]:
     """Of the run's range those that are meant, and that the source still has."""
-    meant = [b for b in context.partition_keys if b in only or not only]
-    there = set(source_of(project, s3).batches())
+    wanted, there = set(only or context.partition_keys), set(source_of(project, s3).batches())
+    meant = [b for b in context.partition_keys if b in wanted]
     for batch in (b for b in meant if b not in there):
         context.log.warning(f"{batch} is no longer in {project.source_uri}: its rows stay as they are")
     return [b for b in meant if b in there]

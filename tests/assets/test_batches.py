@@ -72,6 +72,10 @@ def test_a_failing_batch_stops_no_other_and_all_failures_are_told(world: World) 
         assert [len(told(instance, "ground_truth", b)) for b in "abc"] == [0, 1, 0]
         (run,) = instance.get_runs()
         assert run.is_failure
+        key = dg.AssetCheckKey(dg.AssetKey(["squares", "ground_truth"]), "boxes_inside_image")
+        (check,) = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
+        checked = check.event.dagster_event.asset_check_evaluation_data
+        assert checked.passed and checked.metadata["batches"].value == 1, "of the batch that was made"
     world.add("a", 6, seed=0)
     world.add("c", 4, seed=200)
     outcome = launch.run("squares", select="images,ground_truth")
