@@ -6,6 +6,7 @@ its power. Used by `benchmarks/equality.py` and by the tests marked `ray`.
 
 from __future__ import annotations
 
+import json
 import os
 import secrets
 import shutil
@@ -58,6 +59,10 @@ class Nodes:
         """What a node's command begins with."""
         return []
 
+    def head_options(self) -> list[str]:
+        """What the head is started with besides."""
+        return []
+
     def processes(self, number: int) -> list[int]:
         """Of a node: its workers have process groups of their own, but are of its session."""
         pids = (int(path.name) for path in Path("/proc").glob("[0-9]*"))
@@ -95,6 +100,7 @@ class Nodes:
         if self.jobs:
             host, board = self.jobs.removeprefix("http://").split(":")
             where += [f"--dashboard-host={host}", f"--dashboard-port={board}"]
+        where += self.head_options()
         ray = str(Path(sys.executable).with_name("ray"))
         command = [*self.within(number), ray, "start", "--block", f"--node-ip-address={self.host(number)}"]
         command += where if not number else [f"--address={self.gcs}"]
@@ -140,6 +146,61 @@ class Nodes:
                 tries += 1
             time.sleep(_WAIT)
         raise TimeoutError(f"node {number} did not come up: {log.read_text()[-2000:]}")
+
+
+class Autoscaled(Nodes):
+    """A head whose autoscaler starts up to two workers, here, when they are asked for, and ends idle ones."""
+
+    def head_options(self) -> list[str]:
+        types = {
+            "ray.head.default": {"resources": {"CPU": self.head_cpus}, "node_config": {}, "max_workers": 0},
+            "worker": {"resources": {"CPU": self.cpus}, "node_config": {}, "min_workers": 0, "max_workers": 2},
+        }
+        config = {
+            "cluster_name": "fake_multinode",
+            "max_workers": 2,
+            "provider": {
+                "type": "fake_multinode",
+                "gcs_address": self.gcs,
+                "use_node_id_as_ip": True,  # all have one address
+                "disable_node_updaters": True,
+                "disable_launch_config_check": True,
+            },
+            "available_node_types": types,
+            "head_node_type": "ray.head.default",
+            "upscaling_speed": 1.0,
+            "idle_timeout_minutes": 0.1,
+            # What the autoscaler asks of every configuration, and this kind of machine has no use for.
+            "auth": {"ssh_user": "nobody"},
+            "file_mounts": {},
+            "file_mounts_sync_continuously": False,
+            **{
+                name: []
+                for name in (
+                    "cluster_synced_files",
+                    "initialization_commands",
+                    "setup_commands",
+                    "head_setup_commands",
+                    "worker_setup_commands",
+                    "head_start_ray_commands",
+                    "worker_start_ray_commands",
+                )
+            },
+        }
+        file = self.folder / "autoscaling.json"
+        file.write_text(json.dumps(config))
+        return [f"--autoscaling-config={file}"]
+
+    @property
+    def environment(self) -> dict[str, str]:
+        return {**super().environment, "RAY_FAKE_CLUSTER": "1"}
+
+    def status(self) -> str:
+        """What `ray status` says."""
+        command = [str(Path(sys.executable).with_name("ray")), "status", f"--address={self.gcs}"]
+        return subprocess.run(
+            command, env={**os.environ, **self.environment}, capture_output=True, text=True, timeout=60
+        ).stdout
 
 
 @contextmanager

@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 from namespaces import machines, possible
-from ray_nodes import Nodes, nodes
+from ray_nodes import Autoscaled, Nodes, nodes
 
 import pipeline
 
@@ -115,3 +115,17 @@ def test_actors_share_gpus_and_wait_for_their_number(tmp_path: Path) -> None:
         said, _ = running.communicate(timeout=400)
         assert running.returncode == 1 and "of 5 Ray actors came up within 20 s" in said, said
         assert not notes(tmp_path / "more")
+
+
+def test_machines_come_with_the_work_and_go_after_it(tmp_path: Path) -> None:
+    """A head without CPUs: Ray's autoscaler starts a machine for each actor asked for, and ends them when idle."""
+    with nodes(1, head_cpus=0, kind=Autoscaled) as cluster:
+        assert isinstance(cluster, Autoscaled)
+        running = work(cluster, tmp_path, workers=2, min_workers=2)
+        said, _ = running.communicate(timeout=400)
+        assert running.returncode == 0, said
+        assert len(notes(tmp_path)) == SHARDS and len({n["node"] for n in notes(tmp_path)}) == 2
+        end = time.monotonic() + 120
+        while "worker" in (status := cluster.status()) and time.monotonic() < end:
+            time.sleep(1)
+        assert "1 ray.head.default" in status and "worker" not in status
