@@ -52,13 +52,15 @@ class _Record:
             }
         # Work that counts no images is alike from batch to batch.
         units, wanted = (self.images, images) if any(self.images) else ([1] * len(self.seconds), pieces)
-        paces = [s / n for s, n in zip(self.seconds, units, strict=True) if n]
-        share = wanted / sum(units)
+        # Where no image was new there is no pace.
+        done = [(s, m, n) for s, m, n in zip(self.seconds, self.money, units, strict=True) if n]
+        paces = [s / n for s, _, n in done]
+        share = wanted / sum(n for *_, n in done)
         return {
-            "seconds": sum(self.seconds) * share,
+            "seconds": sum(s for s, *_ in done) * share,
             "low": min(paces) * wanted,
             "high": max(paces) * wanted,
-            "money": sum(self.money) * share,
+            "money": sum(m for _, m, _ in done) * share,
         }
 
 

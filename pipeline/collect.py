@@ -8,8 +8,10 @@ from __future__ import annotations
 
 import logging
 import re
+import threading
 from collections.abc import Iterable
 from dataclasses import fields, replace
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -17,7 +19,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import boxes, masks, schema
-from pipeline.ahead import ahead
+from pipeline.ahead import ahead, cores
 from pipeline.compute import Compute, map_batches
 from pipeline.config import SourceConfig, TileConfig
 from pipeline.formats import Folder, Labels, Record, read_labels
@@ -31,7 +33,7 @@ Window = tuple[int, int, int, int]
 
 _log = logging.getLogger(__name__)
 _FILES_PER_SHARD = 256
-_AT_ONCE = 8  # files that are fetched, and held, at a time
+_AT_ONCE = 8  # files that are fetched at a time, or done by a thread in one go
 _BYTES_PER_PIXEL = 8  # no format needs more; a larger file is not read into memory
 _SHORTEST = 0.5  # pixels; a box with a shorter side is empty
 
@@ -72,30 +74,25 @@ class CollectWorker:
 
     def __init__(self, source: Source, batch: str, config: SourceConfig) -> None:
         self._source, self._batch, self._config = source, batch, config
+        self._decoding = threading.Semaphore(cores())  # a photo takes much more memory than its file
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        listed = [SourceFile(**row) for row in rows.to_pylist()]
-        # A thread more a file costs a tenth of the time of a small photo: only S3 is worth it.
-        waits = self._source.uri.startswith("s3://")
-        read = ahead(self._read, listed, _AT_ONCE, threads=_AT_ONCE) if waits else map(self._read, listed)
-        seen = ahead(lambda pair: self._seen(*pair), zip(listed, read, strict=True), depth=_AT_ONCE)
-        return pa.Table.from_pylist([row for rows in seen for row in rows], schema=_SEEN)
+        files = [SourceFile(**row) for row in rows.to_pylist()]
+        # S3 is waited for, file by file; on a disk, handing over a small photo alone would cost a tenth of its time.
+        size, threads = (1, _AT_ONCE) if self._source.uri.startswith("s3://") else (_AT_ONCE, cores())
+        parts = [files[start : start + size] for start in range(0, len(files), size)]
+        seen = ahead(lambda part: [row for file in part for row in self._seen(file)], parts, threads=threads)
+        return pa.Table.from_pylist(list(chain.from_iterable(seen)), schema=_SEEN)
 
-    def _read(self, file: SourceFile) -> bytes | UnusableImage:
-        if file.bytes > self._config.max_pixels * _BYTES_PER_PIXEL:
-            return UnusableImage(
-                "too_large", f"{file.bytes:,} bytes", "raise source.max_pixels in project.yaml if the photo is real"
-            )
+    def _seen(self, file: SourceFile) -> list[dict[str, Any]]:
         try:
-            return self._source.read(file)
-        except UnusableImage as error:
-            return error
-
-    def _seen(self, file: SourceFile, data: bytes | UnusableImage) -> list[dict[str, Any]]:
-        try:
-            if isinstance(data, UnusableImage):
-                raise data
-            photo = decode(data, self._config.max_pixels)
+            if file.bytes > self._config.max_pixels * _BYTES_PER_PIXEL:
+                raise UnusableImage(
+                    "too_large", f"{file.bytes:,} bytes", "raise source.max_pixels in project.yaml if the photo is real"
+                )
+            data = self._source.read(file)
+            with self._decoding:
+                photo = decode(data, self._config.max_pixels)
         except UnusableImage as error:
             return [_rejected(file, self._batch, error)]
         return list(_image_rows(file, self._batch, image_id(data), photo, self._config))
