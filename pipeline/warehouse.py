@@ -288,6 +288,7 @@ def sql_type(type_: pa.DataType) -> str:
         pa.int32(): "INTEGER",
         pa.int64(): "BIGINT",
         pa.bool_(): "BOOLEAN",
+        pa.timestamp("us"): "TIMESTAMP",
         pa.timestamp("us", tz="UTC"): "TIMESTAMPTZ",
     }
     if type_ not in names:

@@ -271,14 +271,14 @@ def test_progress_counts_every_file(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("mode", ["local", pytest.param("auto", marks=pytest.mark.ray)])
 def test_collecting_elsewhere_gives_the_same_tables(troubled: Path, mode: str, tmp_path: Path) -> None:
-    for k in range(150):  # more than a shard, and the last file's bytes are in the first shard, too
-        (tmp_path / f"{k:03d}.png").write_bytes(encoded(noise(k % 149, 8, 8)))
+    for k in range(270):  # more than a shard, and the last file's bytes are in the first shard, too
+        (tmp_path / f"{k:03d}.png").write_bytes(encoded(noise(k % 269, 8, 8)))
     for folder, batch in ((troubled, "b"), (tmp_path, "default")):
         source, config = open_source(str(folder)), settings_of(str(folder), tile={"size": 30, "overlap": 5})
         here, there = (collect_images(source, batch, config, Compute(m, 2)) for m in ("inline", mode))
         assert here[0].equals(there[0]) and here[1].equals(there[1])
     assert [(r["file_name"], r["detail"]) for r in here[1].to_pylist()] == [
-        ("149.png", "the same bytes as 000.png; nothing need be done")
+        ("269.png", "the same bytes as 000.png; nothing need be done")
     ]
 
 
@@ -310,7 +310,7 @@ def killed(source: Source, config: SourceConfig, staging: Staging) -> None:
 
 @pytest.fixture
 def many(tmp_path: Path) -> Path:
-    """Three shards of files, and a folder for notes."""
+    """Two shards of files, and a folder for notes."""
     (tmp_path / "notes").mkdir()
     (tmp_path / "photos").mkdir()
     data = encoded(noise(1, 8, 8))
@@ -336,7 +336,7 @@ def test_a_file_that_kills_its_reader_is_listed_with_the_signal(many: Path, mode
 
 def test_a_killed_collection_does_only_the_shard_in_hand_again(many: Path) -> None:
     uri = str(many / "photos")
-    source, config = Fatal(uri, many / "notes", "200.png", once=True), settings_of(uri)
+    source, config = Fatal(uri, many / "notes", "270.png", once=True), settings_of(uri)
     staging = Store(str(many / "store")).staging("images", "default", "f")
     killed(source, config, staging)
     images, rejected = collect.collect_images(source, "default", config, Compute(), staging)
@@ -344,7 +344,7 @@ def test_a_killed_collection_does_only_the_shard_in_hand_again(many: Path) -> No
     times = {path.name: len(path.read_text().split()) for path in (many / "notes").glob("*.png")}
     again = sorted(name for name, n in times.items() if n > 1)
     assert len(times) == 300 and set(times.values()) == {1, 2}
-    assert again[0] == "128.png" and again[-1] < "216.png"
+    assert again[0] == "256.png" and "270.png" in again
 
 
 @pytest.fixture(scope="module")
