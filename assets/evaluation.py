@@ -157,7 +157,7 @@ def build(project: Project) -> Stage:
         "slice_images",
         "slice_history",
         inputs=(*SAID, *FACTS, "models", "evaluation", "embeddings", "declared_slices"),
-        code="7",
+        code="8",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.ontology.prompts()],
         checks=(Check("no_slice_confirmed_worse", no_slice_confirmed_worse),),
         condition=follows(),

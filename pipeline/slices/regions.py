@@ -9,7 +9,9 @@ have the size that the errors give them, however rare, and need no number of clu
 
 A region whose errors are two groups by BIC (as in X-means, Pelleg & Moore 2000) is divided between them;
 one whose errors are those of one class is narrowed to that class. Of regions that overlap much, the one
-with more evidence is kept.
+with more evidence is kept. Those that are hardly chance are then left out, and the rest is searched again until there
+are no more, since a strong region hides weaker ones (Zhang, Assuncao & Kulldorff 2010, Spatial scan statistics
+adjusted for multiple clusters).
 
 Compare Domino (Eyuboglu et al. 2022), a mixture model of embeddings, classes and answers, whose components
 are ranked by error; it finds what is common before it finds what is wrong. `benchmarks/slice_discovery.py`
@@ -30,6 +32,7 @@ _CENTRES = 20  # of each of the two kinds
 _LOOKED_AT = 512  # erring images whose neighbours are looked at
 _NEIGHBOURS = (20, 40, 80, 160)
 _ROUNDS = 3
+_SURE = float(np.log(20))  # evidence, beyond that of as many centres and sizes as images, of what is hardly chance
 _SHRINK = 32.0  # errors that the usual shape counts as, against those of a region itself
 _LEAST_HALF = 8  # errors in either half of a divided region
 _DIVIDED = 20  # errors below which a region is not divided
@@ -67,7 +70,8 @@ class Region:
 
     Attributes:
         rival: the other half, where a region was divided: points more likely there are not in this one.
-        evidence: log-likelihood ratio of its errors. members: (m,) positions among the points searched.
+        evidence: log-likelihood ratio of its errors, among the points that it was found in.
+        members: (m,) positions among the points searched.
     """
 
     shape: Ellipsoid
@@ -127,9 +131,18 @@ def find_regions(
     wrong = np.asarray(errors, np.float64)
     components = max(1, min(_DIMENSIONS, width, count // 10))
     mean, axes = _principal(vectors, components)
-    if count < 2 * least or not 0 < wrong.mean() < 1:
-        return Regions(mean, axes, [])
-    return Regions(mean, axes, _Search(_projected(vectors, mean, axes), wrong, kinds, least).run(most))
+    points = _projected(vectors, mean, axes)
+    found: list[Region] = []
+    left = np.arange(count)
+    while len(found) < most and len(left) >= 2 * least and 0 < wrong[left].mean() < 1:
+        search = _Search(points[left], wrong[left], None if kinds is None else kinds[left], least)
+        new = [replace(region, members=left[region.members]) for region in search.run(most)]
+        sure = [region for region in new if region.evidence > 2 * np.log(count) + _SURE]
+        found += [region for region in sure or new if wrong[region.members].mean() > wrong.mean()]
+        if not sure:
+            break
+        left = np.setdiff1d(left, np.concatenate([region.members for region in sure]))
+    return Regions(mean, axes, _distinct(found, count, most))
 
 
 def _principal(vectors: NDArray[np.floating], components: int) -> tuple[Floats, Floats]:
@@ -195,16 +208,16 @@ class _Search:
             region = self._grown(group)
             if region is not None:
                 found.append(region)
-        kept = self._distinct(found, most)
-        kept = self._distinct([part for region in kept for part in self._divided(region)], most)
-        return sorted((self._narrowed(r) for r in kept), key=lambda r: -r.evidence)
+        kept = _distinct(found, len(self.points), most)
+        kept = _distinct([part for region in kept for part in self._divided(region)], len(self.points), most)
+        return [self._narrowed(region) for region in kept]
 
     def _clusters(self) -> list[Ints]:
         """Erring images, by clusters."""
         from sklearn.cluster import KMeans
 
         points = self.points[self.erring]
-        count = min(_CENTRES, len(self.erring) // 5, _distinct(points))
+        count = min(_CENTRES, len(self.erring) // 5, _different(points))
         if count < 2:
             return [self.erring]
         model = KMeans(count, n_init=1, random_state=seed("regions") % 2**31)
@@ -303,7 +316,7 @@ class _Search:
         if len(errors) < _DIVIDED or depth == _ROUNDS:
             return [region]
         points = self.points[errors]
-        if _distinct(points) < 2:
+        if _different(points) < 2:
             return [region]
         half = KMeans(2, n_init=2, random_state=seed("halves") % 2**31).fit_predict(points)
         shapes = [self._shape(errors[half == k]) for k in (0, 1)]
@@ -327,20 +340,21 @@ class _Search:
                 best = replace(region, evidence=value, members=members, kind=int(kind))
         return best if best.kind is not None else region
 
-    def _distinct(self, regions: list[Region], most: int) -> list[Region]:
-        """The best regions without those that overlap much with a better one."""
-        kept: list[tuple[Region, Flags]] = []
-        for region in sorted(regions, key=lambda r: -r.evidence):
-            inside = np.zeros(len(self.points), bool)
-            inside[region.members] = True
-            if all((inside & other).sum() <= _ALIKE * (inside | other).sum() for _, other in kept):
-                kept.append((region, inside))
-            if len(kept) == most:
-                break
-        return [region for region, _ in kept]
+
+def _distinct(regions: list[Region], count: int, most: int) -> list[Region]:
+    """The best regions of `count` points, best first, without those that overlap much with a better one."""
+    kept: list[tuple[Region, Flags]] = []
+    for region in sorted(regions, key=lambda r: -r.evidence):
+        inside = np.zeros(count, bool)
+        inside[region.members] = True
+        if all((inside & other).sum() <= _ALIKE * (inside | other).sum() for _, other in kept):
+            kept.append((region, inside))
+        if len(kept) == most:
+            break
+    return [region for region, _ in kept]
 
 
-def _distinct(points: Floats) -> int:
+def _different(points: Floats) -> int:
     """How many points differ in their leading component."""
     return len(np.unique(points[:, 0]))
 

@@ -6,6 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.stats import power_divergence
 
+from pipeline.slices import regions
 from pipeline.slices.regions import evidence, find_regions
 
 
@@ -45,6 +46,26 @@ def test_a_rare_region_is_found_first_and_its_evidence_is_that_of_its_members() 
     # Asked anew, the same images are inside.
     assert (np.isfinite(found.distances(vectors)[:, 0]) == chosen).mean() > 0.999
     assert [r.evidence for r in found.found] == sorted((r.evidence for r in found.found), reverse=True)
+
+
+def test_a_weak_region_is_seen_better_once_a_strong_one_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    overlap: dict[str, list[float]] = {"again": [], "once": []}
+    for draw in range(3):
+        generator = np.random.default_rng(draw)
+        vectors = generator.normal(size=(3000, 20))
+        vectors[:600] += 4
+        weak, angle = np.arange(600, 640), generator.uniform(0, 2 * np.pi, 40)
+        vectors[weak] *= 0.3
+        vectors[weak, :2] += 2.5 * np.stack([np.cos(angle), np.sin(angle)], axis=1)
+        rate = np.repeat([0.7, 0.4, 0.05], [600, 40, 2360])
+        errors = (generator.random(3000) < rate).astype(float)
+        for how, sure in (("again", 3.0), ("once", np.inf)):
+            monkeypatch.setattr(regions, "_SURE", sure)
+            found = find_regions(vectors, errors).found
+            shares = [len(np.intersect1d(r.members, weak)) / len(np.union1d(r.members, weak)) for r in found]
+            overlap[how].append(max(shares))
+            assert any(len(np.intersect1d(r.members, np.arange(600))) > 300 for r in found)
+    assert np.mean(overlap["again"]) > np.mean(overlap["once"]) + 0.08
 
 
 def test_scale_and_place_of_the_vectors_change_nothing() -> None:
