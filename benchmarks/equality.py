@@ -49,7 +49,9 @@ WAYS = {  # and Ray nodes
     "ray, two nodes, S3": 2,
 }
 # On S3 a DuckDB file needs an extension that DuckDB fetches from the internet; the report reads from it.
-BUT_WAREHOUSE = "collection,curation,labelling,training,evaluation,review,choice,deployment,reference,drift,alarms"
+BUT_WAREHOUSE = (
+    "collection,curation,labelling,training,evaluation,review,choice,deployment,reference,drift,alarms,costs"
+)
 RUN_SECONDS = 3600
 BUCKET = "tables"
 MIDDLE = "detections"

@@ -7,12 +7,12 @@ its content. Equal fingerprints mean that the work need not be done again.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
+from contextvars import copy_context
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
@@ -20,6 +20,7 @@ import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
 from pipeline import schema
+from pipeline.ahead import ahead
 from pipeline.errors import StoreError
 from pipeline.files import Entry, LocalFiles, open_files
 from pipeline.ids import content_hash
@@ -32,6 +33,8 @@ _ROWS_PER_GROUP = 64 * 1024
 _DAMAGE = (ValueError, OSError)
 _READ_AT_ONCE = 16
 _KNOWN_AT_MOST = 500_000
+Item = TypeVar("Item")
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -104,7 +107,8 @@ class Store:
         if not parts:
             raise StoreError(f"table {name!r} has not been made yet in {self.uri}", "run: cvp run PROJECT")
         wanted = list(columns) if columns is not None else None
-        tables = [schema.table(name).upgraded(self._read_file(path, wanted), wanted) for path in parts]
+        read = self._side_by_side(lambda path: self._read_file(path, wanted), parts)
+        tables = [schema.table(name).upgraded(rows, wanted) for rows in read]
         return pa.concat_tables(tables).replace_schema_metadata(None)
 
     def read_or_empty(self, name: str, batches: str | Sequence[str] | None = None) -> pa.Table:
@@ -168,9 +172,8 @@ class Store:
         assert self._remembered is not None
         if name not in self._remembered:
             entries = [e for e in self.files.entries(f"{self.root}/{name}") if e.path.endswith(f"/{_FILE}")]
-            with ThreadPoolExecutor(_READ_AT_ONCE) as pool:
-                found = pool.map(self._receipt_in, entries)
-                self._remembered[name] = {e.path: r for e, r in zip(entries, found, strict=True)}
+            found = self._side_by_side(self._receipt_in, entries)
+            self._remembered[name] = {e.path: r for e, r in zip(entries, found, strict=True)}
         return self._remembered[name]
 
     def _receipt_in(self, entry: Entry) -> Receipt | None:
@@ -239,7 +242,7 @@ class Store:
         entries = [e for e in self.files.entries(f"{self.root}/{name}") if e.path.endswith(f"/{_FILE}")]
         if self._local:
             return sorted(entry.path for entry in entries)
-        return sorted(self._copy(entry) for entry in entries)
+        return sorted(self._side_by_side(self._copy, entries))
 
     def _copy(self, entry: Entry) -> str:
         folder = self.folder("tables") / quote(entry.path[len(self.root) + 1 :], safe="")
@@ -294,7 +297,15 @@ class Store:
         else:
             wanted = [batches] if isinstance(batches, str) else batches
             candidates = [self.path(name, b) for b in (self.batches(name) if wanted is None else wanted)]
-        return (path for path in candidates if self.files.stamp(path) is not None)
+        stamps = self._side_by_side(self.files.stamp, candidates)
+        return (path for path, stamp in zip(candidates, stamps, strict=True) if stamp is not None)
+
+    def _side_by_side(self, function: Callable[[Item], Result], items: Iterable[Item]) -> Iterator[Result]:
+        """`function` of each item, in order; many at a time on S3, where each waits for an answer."""
+        if self._local:
+            return map(function, items)
+        calls = ((copy_context(), item) for item in items)  # the caller may be in a hurry, see `s3.hurried`
+        return ahead(lambda call: call[0].run(function, call[1]), calls, 2 * _READ_AT_ONCE, _READ_AT_ONCE)
 
     def _read_file(self, path: str, columns: list[str] | None) -> pa.Table:
         try:

@@ -10,11 +10,13 @@ from numpy.typing import NDArray
 
 _BLOCK = 2048
 _HELD = 50_000_000  # similarities that are kept in memory, 4 bytes each; more are computed again when needed
+_CACHED = 1 << 18  # similarities worked on at a time: they stay in the processor's cache
 _FARTHEST = 2.0  # between unit vectors
 # Digits of squared distances that count, so that equal images are equally far whatever they are computed beside.
 _DIGITS = {np.dtype(np.float32): 6, np.dtype(np.float64): 12}
 
 Vectors = NDArray[np.floating]
+Rows = NDArray[np.float32] | list[NDArray[np.float32]]
 
 
 class Criterion(Protocol):
@@ -90,7 +92,7 @@ class Coverage:
 
     def __init__(self, candidates: Vectors, represented: Vectors, labelled: Vectors) -> None:
         self.vectors = np.asarray(candidates, np.float32)
-        self.represented = np.ascontiguousarray(np.asarray(represented, np.float32).T) / 2
+        self.represented = (np.asarray(represented, np.float32) / 2).T
         self.covered = np.zeros(len(represented), np.float32)
         for top in range(0, len(labelled), _BLOCK):
             near = np.asarray(labelled[top : top + _BLOCK], np.float32) @ self.represented + np.float32(0.5)
@@ -102,7 +104,7 @@ class Coverage:
             block = slice(top, min(top + _BLOCK, len(candidates)))
             held = None if self._similar is None else self._similar[block]
             similar = self._computed(self.vectors[block], held)
-            self.value[block] = self._gain(similar.copy()) if len(labelled) else similar.sum(axis=1, dtype=np.float64)
+            self.value[block] = self._gain(similar) if len(labelled) else similar.sum(axis=1, dtype=np.float64)
         self.scale = float(self.value.max(initial=0.0))
 
     def refresh(self, rows: NDArray[np.int64]) -> None:
@@ -115,19 +117,27 @@ class Coverage:
         """Cover what is like it."""
         self.covered = np.maximum(self.covered, self._of(np.array([row]))[0])
 
-    def _of(self, rows: NDArray[np.int64]) -> NDArray[np.float32]:
-        return self._computed(self.vectors[rows]) if self._similar is None else self._similar[rows]
+    def _of(self, rows: NDArray[np.int64]) -> Rows:
+        """Each one's similarities; those that are held are not copied."""
+        return self._computed(self.vectors[rows]) if self._similar is None else [self._similar[row] for row in rows]
 
     def _computed(self, vectors: NDArray[np.float32], out: NDArray[np.float32] | None = None) -> NDArray[np.float32]:
         similar = np.matmul(vectors, self.represented, out=out)
         similar += np.float32(0.5)
         return similar
 
-    def _gain(self, similar: NDArray[np.float32]) -> NDArray[np.float64]:
-        """Of rows of similarities, which are used up."""
-        np.subtract(similar, self.covered, out=similar)
-        np.maximum(similar, 0, out=similar)
-        return np.asarray(similar.sum(axis=1, dtype=np.float64))
+    def _gain(self, similar: Rows) -> NDArray[np.float64]:
+        """(n,) of n rows of similarities."""
+        gain = np.empty(len(similar))
+        block = max(1, _CACHED // max(1, len(self.covered)))
+        room = np.empty((min(block, len(similar)), len(self.covered)), np.float32)
+        for top in range(0, len(similar), block):
+            part = similar[top : top + block]
+            raised = room[: len(part)]
+            for row, above in zip(part, raised, strict=True):
+                np.subtract(row, self.covered, out=above)
+            gain[top : top + len(part)] = np.maximum(raised, 0, out=raised).sum(axis=1)
+        return gain
 
 
 class Deficits:

@@ -76,6 +76,26 @@ def test_every_client_takes_the_same_settings(
     assert "test-secret" not in repr(s3.settings()) + str(s3_resource())
 
 
+def test_many_files_are_read_side_by_side(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A server that takes 50 ms to answer is waited for by many at once; rows come in order all the same."""
+    batches = [f"b{k:02d}" for k in range(32)]
+    for batch in batches:
+        store.write("quality", quality_rows([f"i-{batch}"], batch=batch), batch)
+    plain, asked = s3.get, list[float]()
+
+    def slow(*given: Any, **part: str) -> bytes:
+        asked.append(time.monotonic())
+        time.sleep(0.05)
+        return plain(*given, **part)
+
+    monkeypatch.setattr(s3, "get", slow)
+    began = time.monotonic()
+    assert store.read("quality").column("batch").to_pylist() == batches
+    assert len(asked) == 32 and time.monotonic() - began < 32 * 0.05
+    copies = store.local_files("quality")
+    assert len(copies) == 32 and len(asked) == 64
+
+
 def test_a_profile_that_is_not_there_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     _enter({"AWS_PROFILE": "nobody"}, monkeypatch)
     with pytest.raises(StoreError, match="nobody"):
