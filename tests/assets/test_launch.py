@@ -145,7 +145,7 @@ def test_what_is_proposed_hangs_on_labellers_and_slices_where_they_have_weight(w
     slices = [{"name": "bright", "where": "brightness > 0.2"}]
     weights = {"budget": 4, "diversity": 0, "uncertainty": 1, "rarity": 1, "slice_deficit": 1, "slice_target": 2}
     world.write(curation=curation | {"select": weights}, evaluation={"slices": slices})
-    assert launch.run("squares", select="collection,curation,detections").success
+    assert launch.run("squares").success  # slices that are found come from the evaluation
     store = Store(world.project.store_uri)
     chosen = store.read("selection")
     assert chosen.num_rows == 4 and set(chosen.column("method").to_pylist()) == {"uncertainty + rarity + slice_deficit"}
