@@ -157,7 +157,7 @@ def build(project: Project) -> Stage:
         "slice_images",
         "slice_history",
         inputs=(*SAID, *FACTS, "models", "evaluation", "embeddings", "declared_slices"),
-        code="8",
+        code="9",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.ontology.prompts()],
         checks=(Check("no_slice_confirmed_worse", no_slice_confirmed_worse),),
         condition=follows(),
@@ -194,7 +194,7 @@ def build(project: Project) -> Stage:
         "label_errors",
         inputs=(*SAID, "masks", "images", "ground_truth", "splits", "models")
         + (("duplicates", "embeddings") if whole else ()),
-        code="3",
+        code="4",
         config=lambda p: p.config.trust.iou,
         condition=follows(),
     )

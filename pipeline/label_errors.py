@@ -102,7 +102,7 @@ def find_classes(
     """The table `label_errors`: classes that people gave to images which probably are others.
 
     Judges are zero-shot tags, which learnt from no label, and a linear probe on stored vectors, out of fold. The one
-    that agrees with people on most of the images judges alone, for confident learning supposes a good judge: one that
+    that agrees with people on more of the images judges alone, for confident learning supposes a good judge: one that
     knows little of the subject doubts right labels.
 
     Args:
@@ -113,7 +113,7 @@ def find_classes(
     truth = _with_one_class(schema.where_in(ground_truth, "image_id", gold), classes)
     judges = [_zero_shot(model, tags, truth, classes) for model in sorted(tags["producer"].unique().to_pylist())]
     judges.append(_out_of_fold(truth, classes, embeddings, groups))
-    best = max(judges, key=_Judge.agreement)
+    best = max(judges, key=_Judge.agreements)
     return _doubted_classes(best, classes)
 
 
@@ -328,9 +328,9 @@ class _Judge:
         actual = pc.index_in(truth["class_name"], pa.array(list(classes), pa.string())).to_numpy().astype(np.int64)
         return cls(model, truth, actual, probabilities[known])
 
-    def agreement(self) -> float:
-        """Share of the images of which the model names people's class first."""
-        return float((self.probabilities.argmax(axis=1) == self.actual).mean()) if len(self.actual) else -1.0
+    def agreements(self) -> int:
+        """Images of which the model names people's class first; those that it does not speak of are none."""
+        return int((self.probabilities.argmax(axis=1) == self.actual).sum())
 
 
 def _with_one_class(truth: pa.Table, classes: Sequence[str]) -> pa.Table:

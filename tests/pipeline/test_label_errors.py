@@ -318,6 +318,8 @@ def test_a_probe_judges_what_it_did_not_learn_where_it_agrees_more_with_people(t
     assert (suspects & wrong).sum() > 0.9 * wrong.sum() and (suspects & wrong).sum() > 0.6 * suspects.sum()
     better = tagged(tables, 0.9 * np.eye(3)[given] + 0.1 / 3, ids)
     assert listed(tables, better, truth, embeddings) == []  # they agree with all labels, so they judge
+    few = schema.where_in(better, "image_id", ids[:60])  # they agree with all, but of few images: the probe judges
+    assert listed(tables, few, truth, embeddings) == found
 
 
 def test_with_few_labels_only_tags_judge_and_without_either_nobody_does(tables) -> None:

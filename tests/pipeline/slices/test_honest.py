@@ -1,6 +1,6 @@
 from __future__ import annotations
 
-from itertools import product
+from itertools import permutations, product
 
 import numpy as np
 import pytest
@@ -37,18 +37,21 @@ def test_a_small_permutation_p_value_is_drawn_until_it_is_exact() -> None:
     assert 1 / 20_001 <= drawn < 1 / 2001  # less than what 2,000 draws can tell
 
 
-def test_p_value_of_locations_is_the_share_of_all_signs() -> None:
-    generator = np.random.default_rng(1)
-    location = np.repeat(np.arange(10), generator.integers(1, 6, 10))
+@pytest.mark.parametrize("seed", range(6))
+def test_p_value_of_locations_is_the_larger_share_of_all_signs_and_of_all_orders(seed: int) -> None:
+    generator = np.random.default_rng(seed)
+    location = np.repeat(np.arange(7), generator.integers(1, 6, 7))
     error, inside = generator.random(len(location)), generator.random(len(location)) < 0.4
     scores = np.bincount(location, (inside - inside.mean()) * (error - error.mean()))
     # The sum over locations is the difference of means but for a factor.
     difference = error[inside].mean() - error[~inside].mean()
     assert scores.sum() == pytest.approx(difference * inside.sum() * (~inside).sum() / len(inside))
-    signs = np.array(list(product((-1, 1), repeat=10)))
-    exact = float((signs @ scores >= scores.sum() - 1e-9).mean())
+    signs = float((np.array(list(product((-1, 1), repeat=7))) @ scores >= scores.sum() - 1e-9).mean())
+    share = np.array([inside[location == k].mean() for k in range(7)])
+    excess = np.array([(error - error.mean())[location == k].sum() for k in range(7)])
+    orders = float((np.array(list(permutations(share))) @ excess >= share @ excess - 1e-9).mean())
     found = p_worse(error, inside, 0, [f"p{k}" for k in location])
-    assert 0.05 < exact < 0.95 and found == pytest.approx(exact, abs=0.04)
+    assert found == pytest.approx(max(signs, orders), abs=0.04)
 
 
 @pytest.mark.parametrize("whole", [True, False], ids=["locations", "parts of them"])
@@ -69,6 +72,21 @@ def test_locations_that_err_alone_do_not_make_a_slice(whole: bool) -> None:
         by_image += apart is not None and apart <= 0.05
     # 34 or more of 400 would be as rare as 1 in 400; as if images were independent it is far more often.
     assert 0 < by_location < 34 < by_image
+
+
+@pytest.mark.parametrize(("rate", "all_alike"), [(0.95, True), (0.95, False), (0.5, True), (0.1, True)])
+def test_few_of_the_locations_that_err_nearly_everywhere_do_not_make_a_slice(rate: float, all_alike: bool) -> None:
+    """12 of 200 locations are drawn at random: p <= 0.05 in at most 5 % of trials; flipped signs alone find half."""
+    generator = np.random.default_rng(3)
+    small, trials = 0, 200
+    for _ in range(trials):
+        location = np.repeat(np.arange(200), 3 if all_alike else generator.integers(2, 6, 200))
+        often = generator.random(200) < rate
+        by_location = often.astype(float) if all_alike else np.where(often, 0.95, 0.3) + generator.uniform(0, 0.05, 200)
+        inside = np.isin(location, generator.choice(200, 12, replace=False))
+        p = p_worse(by_location[location], inside, 0, [f"p{k}" for k in location])
+        small += p is not None and p <= 0.05
+    assert small <= 19  # more would be as rare as 1 in 350
 
 
 def test_halves_are_even_and_keep_locations_together_where_there_are_many() -> None:
