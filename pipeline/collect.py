@@ -70,6 +70,9 @@ class CollectWorker:
 
     Args:
         source: that has the files. batch: that they are of.
+
+    Raises:
+        ComputeError: the source's folder is not on this machine, now or when a file cannot be read.
     """
 
     def __init__(self, source: Source, batch: str, config: SourceConfig) -> None:
@@ -78,6 +81,8 @@ class CollectWorker:
 
     def __call__(self, rows: pa.Table) -> pa.Table:
         files = [SourceFile(**row) for row in rows.to_pylist()]
+        if files:
+            self._source.require_here()
         # S3 is waited for, file by file; on a disk, handing over a small photo alone would cost a tenth of its time.
         size, threads = (1, _AT_ONCE) if self._source.uri.startswith("s3://") else (_AT_ONCE, cores())
         parts = [files[start : start + size] for start in range(0, len(files), size)]
@@ -94,6 +99,8 @@ class CollectWorker:
             with self._decoding:
                 photo = decode(data, self._config.max_pixels)
         except UnusableImage as error:
+            if error.reason == "unreadable":
+                self._source.require_here()
             return [_rejected(file, self._batch, error)]
         return list(_image_rows(file, self._batch, image_id(data), photo, self._config))
 
@@ -105,7 +112,8 @@ def collect_images(
 
     Raises:
         DataError: the batch is not there.
-        StoreError: S3 does not answer.
+        ComputeError: the source's folder is not on a machine that should read it.
+        StoreUnavailable: S3 does not answer.
     """
     files = [f for f in source.files(batch) if not f.is_sidecar]
     killers: list[pa.Table] = []

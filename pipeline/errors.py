@@ -54,6 +54,12 @@ class StoreError(PipelineError):
     exit_code = 5
 
 
+class StoreUnavailable(StoreError):
+    """The store, or the S3 where photos lie, does not answer, is full or may not be written: no one file's fault."""
+
+    widespread = True
+
+
 def suggest(name: str, known: Iterable[str]) -> str:
     """'did you mean …' for a mistyped `name`, or the list of `known` names."""
     options = sorted(known)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.fs as fs
 
 from pipeline import s3
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreUnavailable
 
 _TRIES = 5
 _PART = 16 << 20  # bytes; larger objects go up in parts of this size
@@ -55,7 +55,7 @@ class Files(Protocol):
 
         Raises:
             Superseded: what is there is not what `over` says.
-            StoreError: no space, no permission, no such place, no answer.
+            StoreUnavailable: no space, no permission, no such place, no answer.
         """
 
     def open(self, path: str) -> pa.NativeFile:
@@ -64,6 +64,7 @@ class Files(Protocol):
         Raises:
             FileNotFoundError: there is none.
             OSError: it cannot be read.
+            StoreUnavailable: no answer.
         """
 
     def open_end(self, path: str) -> pa.NativeFile:
@@ -123,7 +124,9 @@ class LocalFiles:
                 if attempt == _TRIES - 1:
                     raise StoreError(f"cannot write {path}: {error}", "let one run finish, then run again") from error
             except OSError as error:
-                raise StoreError(f"cannot write {path}: {error}", "check free space and permissions there") from error
+                raise StoreUnavailable(
+                    f"cannot write {path}: {error}", "check free space and permissions there"
+                ) from error
 
     def open(self, path: str) -> pa.NativeFile:
         return self.fs.open_input_file(path)
@@ -229,10 +232,10 @@ class S3Files:
             raise _failed("write", path, error) from error
 
     def open(self, path: str) -> pa.NativeFile:
-        return pa.BufferReader(s3.get(*_split(path)))
+        return _got(path)
 
     def open_end(self, path: str) -> pa.NativeFile:
-        return pa.BufferReader(s3.get(*_split(path), Range=f"bytes=-{_END}"))
+        return _got(path, Range=f"bytes=-{_END}")
 
     def stamp(self, path: str) -> str | None:
         from botocore.exceptions import BotoCoreError, ClientError
@@ -276,6 +279,15 @@ class S3Files:
 
     def clear(self, folder: str) -> None:
         self.delete([entry.path for entry in self.entries(folder)])
+
+
+def _got(path: str, **part: str) -> pa.NativeFile:
+    try:
+        return pa.BufferReader(s3.get(*_split(path), **part))
+    except (FileNotFoundError, PermissionError):  # of this file alone
+        raise
+    except OSError as error:
+        raise _failed("read", path, error) from error
 
 
 def _put(bucket: str, key: str, view: memoryview, condition: dict[str, str]) -> None:
@@ -328,5 +340,7 @@ def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
 
 
-def _failed(what: str, path: str, error: object) -> StoreError:
-    return StoreError(f"cannot {what} s3://{path}: {error}", "check its name, region, endpoint and keys: cvp doctor")
+def _failed(what: str, path: str, error: object) -> StoreUnavailable:
+    return StoreUnavailable(
+        f"cannot {what} s3://{path}: {error}", "check its name, region, endpoint and keys: cvp doctor"
+    )

@@ -24,7 +24,7 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline import s3
 from pipeline.ahead import ahead
-from pipeline.errors import DataError, StoreError
+from pipeline.errors import DataError, StoreUnavailable
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 T = TypeVar("T")
@@ -287,7 +287,7 @@ class Reader:
 
         Raises:
             UnusableImage: it is not there or cannot be read.
-            StoreError: S3 does not answer.
+            StoreUnavailable: S3 does not answer.
         """
         if uri.startswith("s3://"):
             return _object(uri)
@@ -307,11 +307,13 @@ def fetched(uri: str, get: Callable[[], bytes]) -> bytes:
 
     Raises:
         UnusableImage: there is no such object, or it may not be read.
-        StoreError: no server answers.
+        StoreUnavailable: no server answers.
     """
     try:
         return get()
     except (FileNotFoundError, PermissionError) as error:
         raise UnusableImage("unreadable", f"{uri}: {error}", "check that it is there and may be read") from error
     except OSError as error:
-        raise StoreError(f"cannot read {uri}: {error}", "run again when S3 answers: finished work is kept") from error
+        raise StoreUnavailable(
+            f"cannot read {uri}: {error}", "run again when S3 answers: finished work is kept"
+        ) from error

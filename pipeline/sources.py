@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import socket
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -15,7 +16,7 @@ from urllib.parse import quote
 
 from pipeline import s3
 from pipeline.config import samples_root
-from pipeline.errors import DataError
+from pipeline.errors import ComputeError, DataError
 from pipeline.images import UnusableImage, fetched, local_path
 
 DEFAULT_BATCH = "default"
@@ -63,6 +64,13 @@ class Source(Protocol):
 
         Raises:
             UnusableImage: it is gone, may not be read, or is refused.
+        """
+
+    def require_here(self) -> None:
+        """Files that are unreadable only because their folder is not on this machine must not be rejected for it.
+
+        Raises:
+            ComputeError: the folder is not here, or nothing is mounted there.
         """
 
     def fingerprint(self, batch: str) -> str:
@@ -129,6 +137,17 @@ class FolderSource:
             return local_path(file.uri).read_bytes()
         except OSError as error:
             raise UnusableImage("unreadable", f"{file.name}: {error}", "check that it may be read") from error
+
+    def require_here(self) -> None:
+        try:
+            here = any(self._root.iterdir())  # where nothing is mounted, an empty folder may lie
+        except OSError:
+            here = False
+        if not here:
+            raise ComputeError(
+                f"the photos' folder {self._root} is not on {socket.gethostname()}",
+                "mount it at the same place on every node (docs/cluster.md), or set `compute: local` in project.yaml",
+            )
 
     def fingerprint(self, batch: str) -> str:
         return _identity(self.files(batch))
@@ -246,6 +265,9 @@ class S3Source:
     def read(self, file: SourceFile) -> bytes:
         key = file.uri.removeprefix(f"s3://{self._bucket}/")
         return fetched(file.uri, lambda: s3.get(self._bucket, key, self._given))
+
+    def require_here(self) -> None:
+        """S3 is everywhere."""
 
     def fingerprint(self, batch: str) -> str:
         return _identity(self.files(batch))

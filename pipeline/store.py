@@ -21,7 +21,7 @@ import pyarrow.parquet as pq
 
 from pipeline import schema
 from pipeline.ahead import ahead
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreUnavailable
 from pipeline.files import Entry, LocalFiles, open_files
 from pipeline.ids import content_hash
 
@@ -355,6 +355,8 @@ class Staging:
         """Whether a shard can be read to its end; a damaged one is removed, to be done again."""
         try:
             self.get(shard)
+        except StoreUnavailable:
+            raise
         except StoreError:
             self._store.files.delete([self._path(shard)])
             return False

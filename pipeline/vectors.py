@@ -24,7 +24,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import s3
-from pipeline.errors import PipelineError, StoreError
+from pipeline.errors import PipelineError, StoreError, StoreUnavailable
 
 _PREFIX = "vectors_"
 _GENERATION = pa.field("generation", pa.int64(), nullable=False)
@@ -222,7 +222,9 @@ def _worded(uri: str) -> Iterator[None]:
         raise
     except (RuntimeError, OSError, ValueError) as error:  # as LanceDB happens to raise them
         what = str(error).strip().splitlines()[0]
-        raise StoreError(f"cannot write vectors in {uri}: {what}", "check free space and permissions there") from error
+        raise StoreUnavailable(
+            f"cannot write vectors in {uri}: {what}", "check free space and permissions there"
+        ) from error
 
 
 def _checked(parts: Iterable[pa.Table], batch: str, encoder: str) -> Iterator[pa.Table]:

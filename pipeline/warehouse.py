@@ -240,11 +240,13 @@ def _create_view(connection: Any, store: Store, name: str, copied: bool = False)
         # An object of S3 that is replaced while DuckDB reads it in pieces would be a mixture: a copy cannot change.
         here = store.local_files(name) if copied else []
         files = f"[{', '.join(map(_text, here))}]" if copied else _text(_glob(store, name))
-        # Without this, DuckDB would read `batch=B` in the path as a second column `batch`.
-        body = f"SELECT {chosen} FROM read_parquet({files}, hive_partitioning = false)"
+        # With hive_partitioning, DuckDB would read `batch=B` in the path as a second column `batch`.
+        rows = f"SELECT * FROM read_parquet({files}, hive_partitioning = false, union_by_name = true)"
+        # Files of an earlier version lack columns that are optional: some of a table's, or all.
+        later = ", ".join(_null(c) for c in columns if c.optional)
+        body = f"SELECT {chosen} FROM ({rows}{f' UNION ALL BY NAME SELECT {later} WHERE false' if later else ''})"
     else:
-        chosen = ", ".join(f'CAST(NULL AS {sql_type(c.type)}) AS "{c.name}"' for c in columns)
-        body = f"SELECT {chosen} WHERE false"
+        body = f"SELECT {', '.join(map(_null, columns))} WHERE false"
     try:
         connection.execute(f"CREATE VIEW {name} AS {body}")
     except duckdb.BinderException as error:
@@ -252,6 +254,10 @@ def _create_view(connection: Any, store: Store, name: str, copied: bool = False)
             f"the stored table {name!r} is not of today's schema: {_first_line(error)}",
             f"make it again: cvp run PROJECT --select {name}",
         ) from error
+
+
+def _null(column: schema.Column) -> str:
+    return f'CAST(NULL AS {sql_type(column.type)}) AS "{column.name}"'
 
 
 def _glob(store: Store, name: str) -> str:

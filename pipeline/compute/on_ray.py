@@ -187,19 +187,19 @@ def _compare(said: tuple[str, str] | None) -> None:
     """Other code would quietly give other rows.
 
     Raises:
-        PipelineError: an actor does not run the code that lies here.
+        ComputeError: an actor does not run the code that lies here.
     """
     host, code = said or ("a node", "an older one")
     if code != installed():
-        raise PipelineError(
+        raise ComputeError(
             f"the package on {host} is {code}, here it is {installed()}",
             "install the same on every node and start Ray there again (docs/cluster.md)",
         )
 
 
-def _never_up(error: Exception, deaths: int) -> PipelineError:
+def _never_up(error: Exception, deaths: int) -> ComputeError:
     why = str(error).strip().splitlines()[-1].strip()[:500]  # of a traceback, what was raised
-    return PipelineError(
+    return ComputeError(
         f"a Ray actor died {deaths} times before it was up: {why}"
         if deaths > 1
         else f"a Ray actor cannot start: {why}",

@@ -383,7 +383,9 @@ def _watched(tables: Tables, model: str, rows: list[dict[str, Any]]) -> list[dic
 def _compared(tables: Tables, model: str, image_ids: list[str]) -> list[Shot]:
     """Images with people's boxes and those of the model."""
     truth = schema.where_in(tables.read("ground_truth"), "image_id", image_ids)
-    answers = pa.concat_tables([tables.read("predictions").drop(["rank"]), tables.read("detections")])
+    answers = pa.concat_tables(
+        [schema.best_classes(tables.read("predictions")).drop(["rank"]), tables.read("detections")]
+    )
     answers = schema.where_in(schema.where_in(answers, "image_id", image_ids), "producer", [model])
     answers = answers.filter(pc.greater_equal(answers.column("score"), 0.3))
     shots = []

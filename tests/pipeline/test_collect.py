@@ -5,6 +5,7 @@ import itertools
 import json
 import os
 import signal
+import socket
 import zlib
 from collections import Counter
 from collections.abc import Iterator
@@ -15,6 +16,7 @@ from typing import Any
 
 import boto3
 import numpy as np
+import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
 from hypothesis import given, settings
@@ -26,7 +28,7 @@ from pipeline import collect, masks, schema
 from pipeline.collect import collect_ground_truth, tile_windows
 from pipeline.compute import Compute
 from pipeline.config import SourceConfig, TileConfig
-from pipeline.errors import DataError
+from pipeline.errors import ComputeError, DataError
 from pipeline.ids import image_id, tile_id
 from pipeline.images import Reader
 from pipeline.ontology import Class, Ontology
@@ -569,3 +571,31 @@ def test_samples_have_the_boxes_that_people_drew() -> None:
             placed.add((parent, row["x1"] + x, row["y1"] + y, row["x2"] + x, row["y2"] + y))
         assert len(placed) <= expected.get(batch, 0) and len(placed) >= 0.93 * expected.get(batch, 0)
         assert (annotated.num_rows > 0) == (batch in expected)
+
+
+@pytest.mark.parametrize("left", [True, False])
+def test_where_the_folder_is_not_mounted_no_file_is_rejected(tmp_path: Path, left: bool) -> None:
+    uri = put(tmp_path / "photos", {"b/a.png": encoded(noise(1))})
+    source = open_source(uri)
+    rows = pa.table({name: [getattr(f, name) for f in source.files("b")] for name in collect._FILES.names})
+    worker = collect.CollectWorker(source, "b", settings_of(uri))
+    assert worker(rows)["reason"].to_pylist() == [None]
+    (tmp_path / "photos").rename(tmp_path / "elsewhere")
+    if left:
+        (tmp_path / "photos").mkdir()  # a mount point
+    with pytest.raises(ComputeError, match=f"is not on {socket.gethostname()}"):
+        worker(rows)
+
+
+def test_a_folder_that_goes_away_in_the_middle_rejects_no_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    uri = put(tmp_path / "photos", {"b/a.png": encoded(noise(1))})
+    source = open_source(uri)
+    read = source.read
+
+    def unmounted(file: SourceFile) -> bytes:
+        (tmp_path / "photos").rename(tmp_path / "elsewhere")
+        return read(file)
+
+    monkeypatch.setattr(source, "read", unmounted)
+    with pytest.raises(ComputeError, match="is not on"):
+        collect_images(source, "b", settings_of(uri))

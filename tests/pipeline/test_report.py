@@ -6,6 +6,7 @@ import re
 from datetime import UTC, datetime
 from html.parser import HTMLParser
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -16,7 +17,7 @@ from pipeline import plots, report, schema
 from pipeline.config import ProjectConfig, parse_config
 from pipeline.ids import image_id
 from pipeline.images import Reader
-from pipeline.report import form
+from pipeline.report import form, sections
 from pipeline.store import Store
 
 BATCHES = ("2026-05-01-yell", "2026-07-01-yell", "2026-08-01-osbs")
@@ -526,3 +527,19 @@ def test_the_map_is_drawn_where_there_is_one(tmp_path: Path) -> None:
 )
 def test_numbers_read_well(call: Any, expected: str) -> None:
     assert call() == expected
+
+
+def test_of_ranked_classes_the_first_is_shown() -> None:
+    ranked = schema.annotations(
+        "predictions",
+        image_ids=["a"] * 2,
+        batch="b",
+        producer="m",
+        classes=["cat", "dog"],
+        boxes=None,
+        scores=[0.5, 0.4],
+        rank=[1, 2],
+    )
+    tables = SimpleNamespace(read=lambda name: ranked if name == "predictions" else schema.table(name).empty())
+    (shot,) = sections._compared(tables, "m", ["a"])  # type: ignore[arg-type]
+    assert shot.caption == "0 by people, 1 by the model"

@@ -16,7 +16,7 @@ import pytest
 
 from assets.resources import s3_resource
 from pipeline import doctor, s3
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreUnavailable
 from pipeline.files import LocalFiles, S3Files, Superseded
 from pipeline.ids import image_id
 from pipeline.images import Reader
@@ -269,8 +269,8 @@ def test_a_server_that_hangs_is_an_error_and_not_for_ever(monkeypatch: pytest.Mo
         keys = {"AWS_ACCESS_KEY_ID": "a", "AWS_SECRET_ACCESS_KEY": "b", "AWS_REGION": "us-east-1"}
         _enter({"AWS_ENDPOINT_URL": address, **keys}, monkeypatch)
         start = time.monotonic()
-        with pytest.raises(StoreError, match="cannot write"):
+        with pytest.raises(StoreUnavailable, match="cannot write"):
             S3Files().put("tables/x", b"1")
-        with pytest.raises(StoreError, match="cannot read s3://tables/x"):  # and no image is left out for it
+        with pytest.raises(StoreUnavailable, match="cannot read s3://tables/x"):  # and no image is left out for it
             Reader().read_bytes("s3://tables/x.jpg")
         assert time.monotonic() - start < 30

@@ -3,6 +3,7 @@ from __future__ import annotations
 import multiprocessing
 import threading
 import time
+from datetime import datetime
 from pathlib import Path
 
 import duckdb
@@ -333,3 +334,19 @@ def test_on_s3_build_names_the_extension_and_query_store_needs_none(
             warehouse.build(store)
     finally:
         server.stop()
+
+
+@pytest.mark.parametrize("old", [{"a"}, {"b"}, {"a", "b"}])
+def test_files_of_an_earlier_version_lack_optional_columns(store: Store, old: set[str]) -> None:
+    for k, batch in enumerate("ab"):
+        rows = schema.table("images").from_rows([image(k, batch) | {"captured_at": datetime(2026, 11, 27, k)}])
+        store.write("images", rows, batch)
+        if batch in old:
+            with store.fs.open_output_stream(store.path("images", batch)) as sink:
+                pa.parquet.write_table(rows.drop_columns("captured_at"), sink)
+    sql = "SELECT batch, hour(captured_at) AS hour FROM images ORDER BY batch"
+    expected = [{"batch": b, "hour": None if b in old else k} for k, b in enumerate("ab")]
+    path = warehouse.build(store)
+    assert warehouse.query(path, sql).to_pylist() == warehouse.query_store(store, sql).to_pylist() == expected
+    write_images(store, "a", range(1))  # the views need not be made again when a file is
+    assert warehouse.query(path, "SELECT count(*) AS n FROM images").to_pylist() == [{"n": 2}]
