@@ -200,9 +200,11 @@ def build(project: Project) -> Stage:
     )
     def label_errors_(work: Work) -> pa.Table:
         """What people probably labelled wrongly, by models that did not learn from it."""
+        splits = work.read("splits")
+        work.images = len(splits.filter(splits["gold"])["image_id"].unique())
         if whole:
             return wrong_classes(work)
-        models, splits = everything_said(work)
+        models, _ = everything_said(work)
         return label_errors.find_boxes(
             models,
             work.read("masks"),
@@ -217,7 +219,7 @@ def build(project: Project) -> Stage:
     @stage.table(
         "failures",
         inputs=(*SAID, *FACTS, "masks", "models", "evaluation", "label_errors", "embeddings"),
-        code="4",
+        code="5",
         config=lambda p: p.config.trust.iou,
         condition=follows(),
     )

@@ -39,8 +39,8 @@ tile of the reference against those that it shares no pixels with is called nove
 that so many images would have shown; `alarms` bounds false alarms over many batches.
 """
 
-from pipeline.drift.alarms import alarms
+from pipeline.drift.alarms import alarms, standing
 from pipeline.drift.examine import TABLES, examine, test_batch
 from pipeline.drift.reference import reference_images
 
-__all__ = ["TABLES", "alarms", "examine", "reference_images", "test_batch"]
+__all__ = ["TABLES", "alarms", "examine", "reference_images", "standing", "test_batch"]

@@ -19,6 +19,7 @@ from datetime import datetime
 from typing import Any
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
 from pipeline import schema
 from pipeline.config import DriftConfig
@@ -48,6 +49,17 @@ def alarms(tests: pa.Table, before: pa.Table, config: DriftConfig, at: datetime)
         if found is not None:
             rows.append(found | _place(rows, found["level"], config.alarm_rate) | {"at": at})
     return schema.table("alarms").from_rows(rows)
+
+
+def standing(looks: pa.Table, tests: pa.Table) -> pa.Table:
+    """The rows of `alarms` that alarmed at a batch as it is now: one whose images have changed since is another.
+
+    Args:
+        looks: the table `alarms`. tests: rows of `drift` of all batches.
+    """
+    now = set(zip(tests["batch"].to_pylist(), tests["contents"].to_pylist(), strict=True))
+    about = zip(looks["batch"].to_pylist(), looks["contents"].to_pylist(), strict=True)
+    return looks.filter(pc.and_(looks["alarm"], pa.array([one in now for one in about], pa.bool_())))
 
 
 def _look(tests: list[dict[str, Any]], level: float) -> dict[str, Any] | None:

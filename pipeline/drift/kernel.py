@@ -89,12 +89,6 @@ class FeatureKernel:
         """The two-sample statistic: unbiased squared MMD of the images' points."""
         return FeatureMmd(self.sums, self.points)
 
-    def of(self, images: Ints) -> FeatureKernel:
-        """The kernel of some of the images, sorted."""
-        if len(images) == len(self.points):
-            return self
-        return FeatureKernel(self.sums[images], self.points[images], self.width)
-
     def witness(self, in_batch: Flags) -> Floats:
         """As of ImageKernel."""
         apart = self.sums.T @ _contrast(self.points, in_batch)

@@ -116,15 +116,19 @@ def _false_alarms(case: _Case, score: Floats, cost: Floats) -> pa.Table:
     doubts = schema.where_in(schema.where_in(case.doubts, "suggested", classes), "error", ABOUT_BOXES)
     suggested = codes(doubts, "image_id", case.facts["image_id"].to_pylist()) * len(classes)
     suggested += codes(doubts, "suggested", classes)
-    group = seen.image[wrong] * len(classes) + seen.kind[wrong]
-    said = _first_there(group, seen.boxes[wrong], suggested, schema.box_array(doubts), case.iou)
+    # An object that was found is there whatever its label: a duplicate of it is one.
+    says = wrong[judged.error[wrong] != tide.DUPLICATE]
+    says = says[np.argsort(-score[says], kind="stable")]
+    group = seen.image[says] * len(classes) + seen.kind[says]
+    said = np.full(len(seen.kind), -1, np.int64)
+    said[says] = _first_of_own(group, seen.boxes[says], suggested, schema.box_array(doubts), case.iou)
     columns: Columns = {
         "error": np.array(tide.KINDS, object)[judged.error[wrong]],
         "score": score[wrong],
         "iou": np.maximum(judged.own, judged.other)[wrong],
         "cost": cost[wrong],
         "confused_with": case.taken_for()[0][wrong],
-        **doubted(doubts, said),
+        **doubted(doubts, said[wrong]),
     }
     return case.rows(seen, wrong, columns)
 
@@ -189,13 +193,15 @@ def _named(
     return of_seen, of_truth
 
 
-def _first_there(group: Ints, boxes: Floats, others: Ints, their_boxes: Floats, iou: float) -> Ints:
-    """(n,) first of other boxes in the same group that overlaps each by `iou`, -1 for none."""
+def _first_of_own(group: Ints, boxes: Floats, others: Ints, their_boxes: Floats, iou: float) -> Ints:
+    """(n,) first of other boxes that each has for its own, as the first in the group to overlap it by `iou`; or -1."""
     i, j, _ = pairs(group, boxes, others, their_boxes, iou)
-    none = len(others)
-    first = np.full(len(group), none, np.int64)
-    np.minimum.at(first, i, j)
-    return np.where(first < none, first, -1)
+    n, none = len(group), len(others)
+    owner = np.full(none, n, np.int64)
+    np.minimum.at(owner, j, i)
+    first = np.full(n + 1, none, np.int64)
+    np.minimum.at(first, owner, np.arange(none))
+    return np.where(first < none, first, -1)[:n]
 
 
 def _box_rows(model: str, rows: pa.Table, image: Ints, columns: Columns, facts: pa.Table) -> pa.Table:

@@ -37,7 +37,8 @@ def find(
         evaluation: that table; its metric 'threshold' is where detectors are judged. A class
             without one has no detections, so all its objects are missed.
         label_errors: that table. A failure has the cause `label_error` where it would be none were the label as is
-            suggested there: a wrong answer that says just that, or an object whose box, class or mask is doubted.
+            suggested there: a wrong answer that says just that (of several over one suggestion the surest; never a
+            duplicate), or an object whose box, class or mask is doubted.
         masks: that table; those drawn in detections count.
         ids, vectors: n image ids and (n, d) unit vectors, those of training images included.
         producers: models that are judged even if they said nothing.

@@ -8,6 +8,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import plots
+from pipeline.drift import standing
 from pipeline.report.gallery import Gallery, Picture, Shot, chart
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ def drift(tables: Tables, gallery: Gallery) -> Section:
     cells = {(r["batch"], r["test"], r["subject"]): r for r in found}
     batches = sorted({r["batch"] for r in found})
     mmd = rows.filter(pc.equal(rows.column("test"), "embedding_mmd"))
-    alarms = {r["batch"] for r in tables.read("alarms").to_pylist() if r["alarm"]}
+    alarms = set(standing(tables.read("alarms"), rows)["batch"].to_pylist())
     drifted = [b for b in batches if any(r["drifted"] for r in found if r["batch"] == b)]
     return {
         "tests": [{"test": t, "subject": s} for t, s in tests],

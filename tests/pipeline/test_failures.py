@@ -176,6 +176,31 @@ def test_a_failure_that_is_none_if_the_label_is_wrong_says_so(tables) -> None:
     assert missed == {moved, renamed}
 
 
+def test_a_suggestion_excuses_its_surest_detection_and_no_duplicate(tables) -> None:
+    truth = tables.truth([("x", "cat", (10, 10, 30, 30))])
+    wrong = {
+        "right": (10, 10, 30, 30),
+        "duplicate": (11, 10, 31, 30),
+        "less": (50, 50, 70, 70),
+        "more": (52, 50, 72, 70),
+    }
+    scores = (0.9, 0.8, 0.5, 0.6)
+    seen = tables.boxes([("x", "cat", b, s) for b, s in zip(wrong.values(), scores, strict=True)])
+    doubts = [
+        {"class_name": "cat", "suggested": "cat", "image_id": "x", "annotation_id": f"o{k}", "error": error} | box(at)
+        for k, (at, error) in enumerate(
+            [
+                (wrong["less"], "overlooked"),
+                (wrong["more"], "overlooked"),  # another model's, of the same thing
+                (wrong["duplicate"], "badly_located"),
+            ]
+        )
+    ]
+    rows = find(tables, seen, truth, ["x"], ["cat"], doubts=doubts)
+    found = {round(r["score"], 3): (r["error"], "label_error" in r["causes"]) for r in rows}
+    assert found == {0.8: ("duplicate", False), 0.6: ("background", True), 0.5: ("background", False)}
+
+
 def test_masks_that_fit_badly_although_the_box_is_right(tables) -> None:
     disc, sliver = np.zeros((100, 100), bool), np.zeros((100, 100), bool)
     disc[10:50, 10:50], sliver[10:50, 10:22] = True, True

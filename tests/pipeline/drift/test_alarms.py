@@ -12,7 +12,7 @@ from scipy import stats
 
 from pipeline import schema
 from pipeline.config import DriftConfig, parse_config
-from pipeline.drift import alarms
+from pipeline.drift import alarms, standing
 from pipeline.drift.kernel import image_kernel
 from pipeline.drift.permutations import auc_parts, permutation_test
 from pipeline.errors import ConfigError
@@ -116,6 +116,17 @@ def test_a_table_of_an_earlier_version_is_begun_anew() -> None:
 def test_drift_of_an_earlier_version_waits_until_it_is_made_again() -> None:
     tests = [row | {"contents": None} for row in rows("a", 1e-9)]
     assert look(tests).num_rows == 0
+
+
+def test_an_alarm_stands_until_the_batch_is_repaired() -> None:
+    broken, fine = rows("a", 0.0, contents="broken"), rows("b", 0.9)
+    looks = look(broken + fine)
+    assert standing(looks, schema.table("drift").from_rows(broken + fine))["batch"].to_pylist() == ["a"]
+    repaired = rows("a", 0.8, contents="repaired") + fine
+    later = look(repaired, looks, day=1)
+    tests = schema.table("drift").from_rows(repaired)
+    assert later["alarm"].to_pylist() == [True, False, False] and standing(later, tests).num_rows == 0
+    assert standing(later, schema.table("drift").from_rows(broken)).num_rows == 1, "as it was then, it alarms again"
 
 
 def test_no_rows_give_no_alarms() -> None:
