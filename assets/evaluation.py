@@ -117,7 +117,7 @@ def build(project: Project) -> Stage:
         "confusion",
         "curves",
         inputs=(*SAID, *FACTS, "masks", "models", "trust", "model_trust", "declared_slices"),
-        code="5",
+        code="6",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.trust.iou],
         condition=follows(),
     )
@@ -138,7 +138,7 @@ def build(project: Project) -> Stage:
     @stage.table(
         "comparisons",
         inputs=(*SAID, *FACTS, "masks", "models", "declared_slices", "evaluation"),
-        code="3",
+        code="4",
         config=lambda p: [p.config.evaluation.model_dump(mode="json"), p.config.trust.iou],
         condition=follows(),
     )

@@ -37,8 +37,11 @@ def wilson(right: float, total: float, level: float) -> Limits:
     return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
-def resamples(count: int, draws: int, seed: int) -> NDArray[np.int32]:
-    """(draws, count) how often each of `count` images is in each bootstrap sample (Efron 1979)."""
+def resamples(count: int, draws: int, seed: int | np.random.Generator) -> NDArray[np.int32]:
+    """(draws, count) how often each of `count` images is in each bootstrap sample (Efron 1979).
+
+    A generator in place of the seed goes on where it was.
+    """
     generator = np.random.default_rng(seed)
     weights = np.zeros((draws, count), np.int32)
     if count:

@@ -1289,11 +1289,8 @@ def best_classes(rows: pa.Table) -> pa.Table:
 
 
 def with_masks(rows: pa.Table, masks: pa.Table) -> pa.Table:
-    """The annotation rows that `masks` has a mask for, with it; of several segmenters' the last named."""
-    mine = where_in(masks, "annotation_id", rows["annotation_id"].to_pylist())
-    if not mine.num_rows:
-        return rows.slice(0, 0)
-    last = mine.filter(pc.equal(mine["producer"], max(mine["producer"].unique().to_pylist())))
+    """The annotation rows that `masks` has a mask for, with it; of several segmenters there the last named."""
+    last = masks.filter(pc.equal(masks["producer"], pc.max(masks["producer"])))
     at = pc.index_in(rows["annotation_id"], last["annotation_id"].combine_chunks())
     found = rows.filter(pc.is_valid(at))
     return found.set_column(found.column_names.index("mask"), "mask", last["mask"].take(at.drop_null()))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -132,17 +133,18 @@ def paired_values(
     for model, split, ids, said in held(models, ground_truth, splits, config, names, SPLITS[1:]):
         off = _miscounts(said, evaluation, model) if isinstance(said, Scene) and evaluation is not None else None
         for name, members in members_by_slice(slices_of_images, ids).items():
-            weights = resampling.weights(len(members), split, name)
-            if isinstance(said, Scene):
-                found = draws(said.ranking.on(members), weights, metrics)
-                if off is not None:
-                    found["count_mae"] = divided(weights @ off[members], weights.sum(axis=1))
-                for metric, values in found.items():
-                    yield Paired(model, name, metric, values, len(members), None)
-            else:
-                right = said.right[members]
-                values = divided(weights @ right, weights.sum(axis=1))
-                yield Paired(model, name, "accuracy", values, len(members), right)
+            right = None if isinstance(said, Scene) else said.right[members]
+            parts: dict[str, list[np.ndarray]] = defaultdict(list)
+            ranking = said.ranking.on(members) if isinstance(said, Scene) else None
+            for weights in resampling.blocks(len(members), split, name):
+                if ranking is not None:
+                    for metric, values in draws(ranking, weights, metrics).items():
+                        parts[metric].append(values)
+                for metric, of_images in (("count_mae", None if off is None else off[members]), ("accuracy", right)):
+                    if of_images is not None:
+                        parts[metric].append(divided(weights @ of_images, weights.sum(axis=1)))
+            for metric, several in parts.items():
+                yield Paired(model, name, metric, np.concatenate(several), len(members), right)
 
 
 def _miscounts(scene: Scene, evaluation: pa.Table, model: str) -> np.ndarray | None:

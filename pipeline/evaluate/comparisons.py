@@ -6,6 +6,7 @@ from collections import defaultdict
 from collections.abc import Iterable, Iterator
 from dataclasses import replace
 from itertools import combinations
+from math import ceil, comb
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,10 @@ from pipeline.config import ProjectConfig
 from pipeline.evaluate.compare import Paired, paired_values
 from pipeline.evaluate.detection import draws
 from pipeline.evaluate.mask_ap import PREFIX, mask_rankings
-from pipeline.evaluate.rows import SPLITS, Resampling, members_by_slice
+from pipeline.evaluate.rows import SPLITS, Resampling, held_out, members_by_slice, producers_of
 from pipeline.intervals import holm
 
-LEAST_DRAWS = 2000  # fewer cannot tell small p-values, which the correction needs
+LEAST_DRAWS, MOST_DRAWS = 2000, 20_000
 LESS_IS_BETTER = ("count_mae",)
 Floats = NDArray[np.float64]
 
@@ -41,9 +42,10 @@ def compare(
 
     Detection: AP50, AP, with `masks` mask_AP50 and with `evaluation` count_mae, of both on the same bootstrap
     samples of images; the p-value is twice the smaller share of samples on either side of no difference, itself
-    counted as one. Classification: accuracy, and McNemar's exact test on the images of which the two say different
-    things. Intervals of the difference are of the kind that `evaluation.interval` asks for. `corrected` is Holm's,
-    over all rows of a metric.
+    counted as one. There are 2,000 samples, and up to 20,000 where pairs and slices are so many that the corrected
+    p-value could not get small. Classification: accuracy, and McNemar's exact test on the images of which the two say
+    different things. Intervals of the difference are of the kind that `evaluation.interval` asks for. `corrected` is
+    Holm's, over all rows of a metric.
 
     `better` names the model that is, where `corrected` is below 1 - level; else it is null.
 
@@ -52,7 +54,9 @@ def compare(
         evaluation: that table, whose operating thresholds counts are taken at.
     """
     own = Resampling.of(config.evaluation)
-    resampling = replace(own, draws=max(own.draws, LEAST_DRAWS))
+    found_in = members_by_slice(slices_of_images, held_out(splits, SPLITS[1]))
+    pairs = comb(len(producers_of(models, producers)), 2) if config.task == "detection" else 0  # McNemar's is exact
+    resampling = replace(own, draws=_draws(pairs * len(found_in), own))
     where = (models, ground_truth, splits, slices_of_images, config)
     found = list(paired_values(*where, resampling, ["AP50", "AP"], producers, evaluation))
     if masks is not None and images is not None:
@@ -62,6 +66,12 @@ def compare(
         alike[paired.metric, paired.slice].append(paired)
     rows = [_row(a, b, resampling) for several in alike.values() for a, b in combinations(several, 2)]
     return _corrected([row for row in rows if row is not None], resampling.level)
+
+
+def _draws(family: int, own: Resampling) -> int:
+    """Samples for tests of `family` rows: a p-value is 2 / (1 + draws) at least, which its correction multiplies."""
+    enough = ceil(4 * family / (1 - own.level))  # half of what is allowed at the least
+    return max(own.draws, LEAST_DRAWS, min(enough, MOST_DRAWS))
 
 
 def _paired_masks(
@@ -77,8 +87,9 @@ def _paired_masks(
     said = mask_rankings(models, masks, ground_truth, images, splits, config.ontology.names, SPLITS[1:])
     for model, split, ids, ranking in said:
         for name, members in members_by_slice(slices_of_images, ids).items():
-            weights = resampling.weights(len(members), split, name)
-            values = draws(ranking.on(members), weights, ["AP50"])["AP50"]
+            part = ranking.on(members)
+            blocks = resampling.blocks(len(members), split, name)
+            values = np.concatenate([draws(part, weights, ["AP50"])["AP50"] for weights in blocks])
             yield Paired(model, name, f"{PREFIX}AP50", values, len(members), None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -21,6 +21,7 @@ ALL = "all"
 BACKGROUND = "background"
 LEFT_OUT = 500  # groups of images that are left out in turn, at most
 SHARES = ["producer", "image_id", "class_name", "share"]
+_HELD = 1 << 25  # numbers of weights held at a time
 _COLUMNS = [c.name for c in schema.ANNOTATION]
 
 
@@ -97,12 +98,23 @@ class Resampling:
 
     def weights(self, images: int, *what: Any) -> NDArray[np.int32]:
         """As `sample_weights`, and for BCa a row for each image, or group of images, that is left out."""
-        rows = sample_weights(images, self.draws, *what)
+        return np.concatenate([sample_weights(images, self.draws, *what), self._left_out(images)])
+
+    def blocks(self, images: int, *what: Any) -> Iterator[NDArray[np.int32]]:
+        """The rows of `weights`, as many at a time as have some 32 million numbers."""
+        rng = np.random.default_rng(seed("bootstrap", images, *what))
+        at_once = max(1, _HELD // max(1, images))
+        yield np.ones((1, images), np.int32)
+        for done in range(0, self.draws if images > 1 else 0, at_once):
+            yield resamples(images, min(at_once, self.draws - done), rng)
+        yield self._left_out(images)
+
+    def _left_out(self, images: int) -> NDArray[np.int32]:
         if not self.bca or images < 2:
-            return rows
+            return np.zeros((0, images), np.int32)
         groups = min(images, LEFT_OUT)
         kept = np.arange(images) % groups != np.arange(groups)[:, None]  # ids are hashes: such groups are random
-        return np.concatenate([rows, kept.astype(np.int32)])
+        return kept.astype(np.int32)
 
     def limits(self, values: Sequence[NDArray[np.floating]]) -> NDArray[np.float64]:
         """(n, 2) intervals of n quantities, of each the value and then what `weights` made of it."""

@@ -88,6 +88,19 @@ def test_image_level_labels_and_none_at_all() -> None:
     assert none.num_rows == 0 and schema.box_array(none).shape == (0, 4)
 
 
+def test_one_segmenter_draws_whichever_rows_are_asked_about() -> None:
+    boxes = schema.annotations(
+        "detections", image_ids=["a", "a"], batch="b", producer="m", classes=["c", "c"],
+        boxes=np.array([[1, 2, 3, 4], [5, 6, 7, 8]], np.float32),
+    )  # fmt: skip
+    first, second = boxes["annotation_id"].to_pylist()
+    drawn = [(first, "one@1", "1"), (second, "one@1", "2"), (second, "two@1", "3")]
+    masks = pa.table(dict(zip(("annotation_id", "producer", "mask"), zip(*drawn, strict=True), strict=True)))
+    assert schema.with_masks(boxes, masks)["mask"].to_pylist() == ["3"]
+    assert schema.with_masks(boxes.slice(0, 1), masks).num_rows == 0, "not the other segmenter's"
+    assert schema.with_masks(boxes, masks.slice(0, 0)).num_rows == 0
+
+
 def test_where_in_keeps_the_order_of_rows() -> None:
     rows = image_rows(["c", "a", "b", "a"])
     assert schema.where_in(rows, "image_id", {"a", "c"}).column("image_id").to_pylist() == ["c", "a", "a"]

@@ -10,6 +10,7 @@ from scipy.stats import binom
 from pipeline import masks as rle
 from pipeline import schema
 from pipeline.evaluate import compare, evaluate
+from pipeline.evaluate.rows import Resampling
 from pipeline.intervals import holm
 
 CLASSES = ["a", "b"]
@@ -114,6 +115,30 @@ def test_two_equal_models_are_rarely_told_apart(tables) -> None:
         rows = compare(pa.concat_tables(said), truth, tables.splits(ids), tables.members({}), config).to_pylist()
         alarms += rows[0]["better"] is not None
     assert alarms <= 11  # 5 expected; 11 are exceeded by chance once in 170
+
+
+def test_of_many_rows_a_detector_can_be_better(tables) -> None:
+    """Two samples of 2,001 make p 0.001, and times 60 slices 0.06."""
+    ids = [f"i{k:02d}" for k in range(12)]
+    boxes = [(i, "a", (0, 0, 10, 10)) for i in ids]
+    said = [tables.boxes([(*b, 0.5) for b in chosen], m) for m, chosen in (("g@1#0", boxes), ("p@1#0", boxes[:1]))]
+    members = tables.members({f"s{k}": ids for k in range(59)})
+    found = compare(pa.concat_tables(said), tables.truth(boxes), tables.splits(ids), members, tables.config(CLASSES))
+    rows = [r for r in found.to_pylist() if r["metric"] == "AP50"]
+    draws = 4 * 60 / 0.05
+    assert len(rows) == 60 and {r["better"] for r in rows} == {"g@1#0"}
+    assert min(r["p_value"] for r in rows) == pytest.approx(2 / (1 + draws))
+    assert max(r["corrected"] for r in rows) == pytest.approx(60 * 2 / (1 + draws))
+
+
+@pytest.mark.parametrize("bca", [False, True])
+@pytest.mark.parametrize("images", [1, 2, 7])
+def test_weights_come_in_blocks(monkeypatch: pytest.MonkeyPatch, images: int, bca: bool) -> None:
+    monkeypatch.setattr("pipeline.evaluate.rows._HELD", 40)
+    resampling = Resampling(31, 0.95, bca)
+    blocks = list(resampling.blocks(images, "test", "all"))
+    assert max(b.size for b in blocks[:-1]) <= 40
+    np.testing.assert_array_equal(np.concatenate(blocks), resampling.weights(images, "test", "all"))
 
 
 def test_nothing_to_compare(tables) -> None:
