@@ -122,7 +122,7 @@ def build(project: Project) -> Stage:
         images = work.read("images")
         wanted = segment.with_boxes(images, pa.concat_tables([found, drawn]))
         known = segment.drawn_before(work.known("masks"), wanted)
-        work.images = images.num_rows - len(known.column("image_id").unique())
+        work.images = wanted.num_rows - len(known.column("image_id").unique())
         return work.map("masks", segment.SegmentWorker, {"config": work.config}, wanted, known=known)
 
     @stage.table("gold", inputs=("splits",), condition=follows(), ledger=False)

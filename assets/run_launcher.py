@@ -51,7 +51,7 @@ class WatchedRunLauncher(DefaultRunLauncher):
         """Whether a run that is shown as running still is."""
         client = self._get_grpc_client_for_termination(run.run_id)
         if client is None:  # no code server started it: `cvp run` in a terminal
-            why = origin.gone(run)
+            why = origin.gone(self._instance, run)
             return CheckRunHealthResult(WorkerStatus.FAILED if why else WorkerStatus.RUNNING, why)
         try:
             answer = client.can_cancel_execution(CanCancelExecutionRequest(run_id=run.run_id), timeout=_ANSWER_SECONDS)

@@ -143,8 +143,9 @@ def _page(recipe: Recipe, work: Work, name: str, rows: pa.Table, seconds: float)
         "file": work.store.path(name, work.batch),
         "preview": preview(rows),
     }
-    kept = work.beat.pulse.kept if work.beat else 0  # an earlier run had done these
-    worked = (work.images or 0) - kept
+    # An earlier run had done a share of the work, which may be counted otherwise: files, where images are tiles.
+    pulse = work.beat.pulse if work.beat else None
+    worked = (work.images or 0) * (1 - pulse.kept / max(pulse.total, 1) if pulse else 1)
     if worked > 0:
         page["images_per_second"] = round(worked / max(seconds, 1e-9), 1)
     if work.beat and name == recipe.name:

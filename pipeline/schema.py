@@ -8,7 +8,7 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreError
 
 STRING, FLOAT, DOUBLE = pa.string(), pa.float32(), pa.float64()
 INT, LONG, BOOL = pa.int32(), pa.int64(), pa.bool_()
@@ -93,11 +93,19 @@ class Table:
 
         Args:
             columns: those that were asked for; None for all.
+
+        Raises:
+            StoreError: it lacks one that is not optional.
         """
         wanted = [c for c in self.columns if columns is None or c.name in columns]
-        lacking = [c for c in wanted if c.optional and c.name not in table.column_names]
+        lacking = [c for c in wanted if c.name not in table.column_names]
         if not lacking:
             return table
+        if needed := [c.name for c in lacking if not c.optional]:
+            raise StoreError(
+                f"the stored table {self.name!r} was made by an older version: it lacks {', '.join(needed)}",
+                f"make it again: cvp run PROJECT --select {self.name}",
+            )
         for column in lacking:
             table = table.append_column(pa.field(column.name, column.type), pa.nulls(table.num_rows, column.type))
         return table.select([c.name for c in wanted if c.name in table.column_names])
@@ -855,7 +863,7 @@ TABLES: dict[str, Table] = {
             "what the images of each found slice have in common that others have not",
             (
                 Column("slice", STRING, "as in slices"),
-                Column("model", STRING, "producer"),
+                Column("model", STRING, "producer; null in rows of an earlier version", True),
                 Column("kind", STRING, "word (of the encoder's vocabulary) or fact (a SQL predicate)"),
                 Column("trait", STRING, "the word or predicate"),
                 Column("rank", INT, "1: the surest of its kind"),
@@ -921,7 +929,7 @@ TABLES: dict[str, Table] = {
             "what the verifier sees on images of each slice, in its words",
             (
                 Column("slice", STRING, "stable id or declared name"),
-                Column("model", STRING, "producer"),
+                Column("model", STRING, "producer; null in rows of an earlier version", True),
                 Column("verifier", STRING, "who describes: model@version#config-hash"),
                 Column("description", STRING, "what the images share"),
                 Column("tags", STRING, "short words, with commas"),

@@ -101,7 +101,7 @@ class Store:
         """The rows of a table, of the given `batches` or of all, batch after batch.
 
         Raises:
-            StoreError: the table has not been made yet, or a file is damaged.
+            StoreError: the table has not been made yet, or a file is damaged or of an older version.
         """
         parts = list(self._files(name, batches))
         if not parts:
@@ -207,7 +207,7 @@ class Store:
 
     def exists(self, name: str) -> bool:
         """Whether any row group of the table was ever written."""
-        return any(True for _ in self._files(name, None))
+        return any(self.files.stamp(path) is not None for path in self._candidates(name, None))
 
     def delete(self, name: str, batch: str | None = None) -> None:
         """Remove one file of a table, if it is there."""
@@ -291,12 +291,14 @@ class Store:
 
     # -- how ------------------------------------------------------------------------------------
 
-    def _files(self, name: str, batches: str | Sequence[str] | None) -> Iterator[str]:
+    def _candidates(self, name: str, batches: str | Sequence[str] | None) -> list[str]:
         if not schema.table(name).batched:
-            candidates = [self.path(name)]
-        else:
-            wanted = [batches] if isinstance(batches, str) else batches
-            candidates = [self.path(name, b) for b in (self.batches(name) if wanted is None else wanted)]
+            return [self.path(name)]
+        wanted = [batches] if isinstance(batches, str) else batches
+        return [self.path(name, b) for b in (self.batches(name) if wanted is None else wanted)]
+
+    def _files(self, name: str, batches: str | Sequence[str] | None) -> Iterator[str]:
+        candidates = self._candidates(name, batches)
         stamps = self._side_by_side(self.files.stamp, candidates)
         return (path for path, stamp in zip(candidates, stamps, strict=True) if stamp is not None)
 
@@ -310,6 +312,9 @@ class Store:
     def _read_file(self, path: str, columns: list[str] | None) -> pa.Table:
         try:
             with self.files.open(path) as file:
+                if columns is not None:  # of an earlier version, it may lack some
+                    there = set(pq.read_schema(file).names)
+                    columns = [name for name in columns if name in there]
                 return pq.read_table(file, columns=columns, page_checksum_verification=True)
         except _DAMAGE as error:
             raise StoreError(f"{path} is damaged or unreadable: {error}", "delete that file and run again") from error
@@ -391,6 +396,11 @@ class Staging:
     def note_failures(self, shard: str, rows: pa.Table) -> None:
         """Keep which rows of a shard could not be done; its shard is `put` without them."""
         self._store._swap_in(self._path(shard, _FAILURES), rows)
+
+    def forget_failures(self, shards: Iterable[str]) -> None:
+        """Remove what was noted of shards that are to be done again."""
+        noted = self._names(_FAILURES)
+        self._store.files.delete([self._path(s, _FAILURES) for s in shards if s in noted])
 
     def failures(self, shards: Iterable[str]) -> pa.Table | None:
         """The rows of these shards that could not be done, if there are any."""

@@ -99,6 +99,7 @@ def _given(job: Job, shard: str, rows: pa.Table, total: int, compute: Compute) -
 
 
 def _do(job: Job, todo: Todo, total: int, compute: Compute) -> None:
+    job.staging.forget_failures(name for name, _ in todo)  # rows that failed may not fail again
     kept = total - sum(part.num_rows for _, part in todo)
     counted = kept
 

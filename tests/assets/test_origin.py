@@ -46,10 +46,10 @@ def killed(world: World) -> Iterator[World]:
     assert running.poll() is None
     with launch.instance() as instance:
         (run,) = instance.get_runs()
-        assert run.status == dg.DagsterRunStatus.STARTED and origin.gone(run) is None
+        assert run.status == dg.DagsterRunStatus.STARTED and origin.gone(instance, run) is None
         assert origin.mark_gone(instance) == []
-    running.send_signal(signal.SIGKILL)
-    until(lambda: origin.gone(run) is not None)  # before anybody has waited for it, too
+        running.send_signal(signal.SIGKILL)
+        until(lambda: origin.gone(instance, run) is not None)  # before anybody has waited for it, too
     running.wait()
     (world.folder / "gate").unlink()
     yield world
@@ -110,9 +110,9 @@ def test_the_launcher_of_the_instance_notices_it(killed: World) -> None:
 def test_a_later_process_of_the_same_number_is_another(instance: dg.DagsterInstance) -> None:
     mine = origin.tags("squares")
     made = instance.create_run_for_job(job(), tags={**mine, origin.BORN: f"{mine[origin.BORN]}0"})
-    assert "ended without a word" in str(origin.gone(made))
-    assert origin.gone(instance.create_run_for_job(job(), tags=mine)) is None
-    assert origin.gone(instance.create_run_for_job(job())) is None
+    assert "ended without a word" in str(origin.gone(instance, made))
+    assert origin.gone(instance, instance.create_run_for_job(job(), tags=mine)) is None
+    assert origin.gone(instance, instance.create_run_for_job(job())) is None
 
 
 def test_of_a_run_elsewhere_only_a_pulse_that_stopped_long_ago_tells(
@@ -120,15 +120,30 @@ def test_of_a_run_elsewhere_only_a_pulse_that_stopped_long_ago_tells(
 ) -> None:
     elsewhere = {**origin.tags("squares"), origin.HOST: "elsewhere", origin.PID: "7"}
     run = instance.create_run_for_job(job(), tags=elsewhere)
-    assert origin.gone(run) is None
+    assert origin.gone(instance, run) is None
     with monkeypatch.context() as patch:
         patch.setattr("socket.gethostname", lambda: "elsewhere")
         patch.setattr(os, "getpid", lambda: 7)
         Beat(Store(world.project.store_uri), "detections", "a", "inline")._write()
-    assert origin.gone(run) is None
+    assert origin.gone(instance, run) is None
     now = time.time()
     monkeypatch.setattr(time, "time", lambda: now + 3600)
-    assert "no sign of life from elsewhere 7" in str(origin.gone(run))
+    assert "no sign of life from elsewhere 7" in str(origin.gone(instance, run))
+
+
+def test_a_run_elsewhere_that_left_no_pulse_is_judged_by_its_last_event(
+    world: World, instance: dg.DagsterInstance, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    mine = origin.tags("squares")
+    for other in ({origin.HOST: "elsewhere"}, {origin.BORN: "another-boot 1"}):  # or a machine of the same name
+        run = instance.create_run_for_job(job(), tags={**mine, **other, origin.PID: "7"})
+        assert origin.gone(instance, run) is None
+        with monkeypatch.context() as patch:
+            now = time.time()
+            patch.setattr(time, "time", lambda: now + 1800)  # noqa: B023 - called in this very turn
+            assert origin.gone(instance, run) is None
+            patch.setattr(time, "time", lambda: now + 7200)  # noqa: B023
+            assert "no sign of life from" in str(origin.gone(instance, run))
 
 
 def job() -> dg.JobDefinition:

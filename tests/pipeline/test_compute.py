@@ -318,3 +318,14 @@ def test_another_fingerprint_starts_afresh_and_clearing_forgets(tmp_path: Path, 
     assert new.finished() == set() and places(old.finished()) == {0}
     new.clear()
     assert old.finished() == set()
+
+
+def test_a_row_that_fails_no_more_is_not_told_as_failed(folder: Path, staging: Staging) -> None:
+    failed: list[pa.Table] = []
+    compute = Compute("local", 1, 4, 2, failed=failed.append)
+    options: dict[str, object] = {"folder": str(folder), "die_at": 5}
+    assert map_batches(Squares, options, numbers(8), compute, staging).num_rows == 7 and len(failed) == 1
+    (shard,) = staging.finished()
+    staging._store.files.put(staging._path(shard), b"damaged")
+    options = {"folder": str(folder)}
+    assert map_batches(Squares, options, numbers(8), compute, staging).num_rows == 8 and len(failed) == 1

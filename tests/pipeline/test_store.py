@@ -185,6 +185,23 @@ def test_a_place_that_cannot_be_written_is_named(tmp_path: Path) -> None:
         Store("gs://bucket")
 
 
+def test_a_file_of_an_earlier_version_lacks_columns(store: Store) -> None:
+    rows = image_rows(["a"])
+    for lacking in ("captured_at", "width"):
+        store.write("images", rows, "b")
+        old = pa.BufferOutputStream()
+        pq.write_table(store.read("images").drop_columns(lacking), old)
+        store.files.put(store.path("images", "b"), old.getvalue())
+        if lacking == "width":
+            for columns in (None, ["width", "uri"]):
+                with pytest.raises(StoreError, match="older version: it lacks width"):
+                    store.read("images", columns=columns)
+        else:
+            assert store.read("images")["captured_at"].to_pylist() == [None]
+            found = store.read("images", columns=["image_id", "captured_at"])
+            assert found.to_pylist() == [{"image_id": rows["image_id"][0].as_py(), "captured_at": None}]
+
+
 # -- staging and the ledger -----------------------------------------------------------------------
 
 
