@@ -5,7 +5,8 @@ A `Stage` collects the definitions of one asset group of one project. `Stage.tab
   - depend on the tables they read, and run once per batch (or once in all),
   - skip what is already made by equal work (equal fingerprint of code, configuration and inputs),
   - check rows before they are committed, write them atomically, and enter what they cost,
-  - go on with the other batches when one fails, and fail at the end with all that went wrong,
+  - go on with the other batches when one fails with a PipelineError that is not `widespread`, and fail at the end with
+    all that went wrong; any other exception ends the table at once, with what failed before as its notes,
   - show rows, columns, a preview and pictures on their pages.
 """
 
@@ -23,7 +24,7 @@ from assets.resources import BatchesResource, ComputeResource, StoreResource, so
 from assets.running import Done, run_recipe
 from pipeline import schema
 from pipeline.config import Project
-from pipeline.errors import PipelineError
+from pipeline.errors import ConfigError, PipelineError, suggest
 
 __all__ = ["Check", "Finding", "Recipe", "Stage", "Work", "run_recipe"]
 
@@ -104,11 +105,17 @@ def _definition(recipe: Recipe) -> dg.AssetsDefinition:
                 if error.widespread:
                     break
                 continue
+            except Exception as error:  # a GPU's memory, Arrow: it ends the table, and takes along what failed before
+                for earlier, known in failed:
+                    error.add_note(f"before it failed {earlier}: {known}")
+                raise
             yield from _told(context, recipe, done[-1])
-        if done or not failed:
+        if done:
             yield from _check_results(recipe, done)
         if failed:
             raise _failure(recipe, failed) from failed[0][1]
+        if not done:
+            yield from _unchecked(recipe)
         if recipe.batched:
             yield from (materialised.nothing_more(recipe.key(name)) for name in recipe.outputs)
 
@@ -117,6 +124,8 @@ def _definition(recipe: Recipe) -> dg.AssetsDefinition:
 
 def _batches(context: dg.AssetExecutionContext, project: Project, s3: S3Resource, only: Sequence[str]) -> list[str]:
     """Of the run's range those that are meant, and that the source still has."""
+    if unknown := sorted(set(only) - set(context.partition_keys)):
+        raise ConfigError(f"not in the run's range: {', '.join(unknown)}", suggest(unknown[0], context.partition_keys))
     wanted, there = set(only or context.partition_keys), set(source_of(project, s3).batches())
     meant = [b for b in context.partition_keys if b in wanted]
     for batch in (b for b in meant if b not in there):
@@ -159,4 +168,17 @@ def _check_results(recipe: Recipe, done: Sequence[Done]) -> Iterator[dg.AssetChe
             severity=dg.AssetCheckSeverity.ERROR if check.blocking else dg.AssetCheckSeverity.WARN,
             description=words[:1000],
             metadata={"batches": len(found), "failed": len(failed)},
+        )
+
+
+def _unchecked(recipe: Recipe) -> Iterator[dg.AssetCheckResult]:
+    """Dagster wants a result of every check; where no batch is left there is nothing that could have passed."""
+    for check in recipe.checks:
+        yield dg.AssetCheckResult(
+            check_name=check.name,
+            asset_key=recipe.key(recipe.name),
+            passed=False,
+            severity=dg.AssetCheckSeverity.WARN,
+            description="nothing was checked: none of the run's batches is in the source any more",
+            metadata={"batches": 0, "failed": 0},
         )

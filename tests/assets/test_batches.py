@@ -1,8 +1,10 @@
 """Of a run's range exactly the wanted batches are made; failures and removed batches stop none of the others."""
 
 import shutil
+from typing import Any
 
 import dagster as dg
+import pytest
 
 from assets import launch
 from assets.automation import batch_sensor
@@ -11,6 +13,7 @@ from assets.graph import recipes
 from assets.materialised import CODE_VERSION_TAG, DATA_VERSION_TAG
 from assets.partitions import follow_source
 from assets.resources import resources
+from pipeline import collect
 from pipeline.store import Store
 from tests.assets.conftest import World
 
@@ -133,3 +136,34 @@ def test_partitions_outlive_a_source_that_is_not_there_and_a_run_that_may_need_t
     instance.report_run_failed(run)
     follow_source(instance, world.project, ["b"])
     assert instance.get_dynamic_partitions("squares_batches") == ["b"]
+
+
+def test_a_range_without_batches_passes_no_check_and_unknown_batches_are_told(world: World) -> None:
+    assert launch.run("squares", select="images").success
+    shutil.rmtree(world.source / "b")
+    job = project_definitions(world.project, resources()).resolve_job_def("squares_pipeline")
+    images = [dg.AssetKey(["squares", name]) for name in ("images", "rejected_files")]
+    key = dg.AssetCheckKey(images[0], "some_images_usable")
+    with launch.instance() as instance:
+        how = {"instance": instance, "asset_selection": images, "raise_on_error": False, "partition_key": "b"}
+        assert job.execute_in_process(**how).success
+        (check,) = instance.event_log_storage.get_latest_asset_check_execution_by_key([key]).values()
+        checked = check.event.dagster_event.asset_check_evaluation_data
+        assert not checked.passed and checked.severity.value == "WARN" and "nothing was" in str(checked.description)
+        only = {"resources": {"batches": {"config": {"only": ["c"]}}}}
+        assert "not in the run's range: c" in launch._failure(job.execute_in_process(**how, run_config=only))
+
+
+def test_what_nobody_foresaw_takes_along_what_failed_before(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    (world.source / "a" / "annotations.json").write_text("{", encoding="utf-8")
+    collected = collect.collect_ground_truth
+
+    def broken(source: Any, batch: str, *rest: Any) -> Any:
+        if batch == "b":
+            raise RuntimeError("out of memory")
+        return collected(source, batch, *rest)
+
+    monkeypatch.setattr(collect, "collect_ground_truth", broken)
+    outcome = launch.run("squares", select="images,ground_truth")
+    assert outcome.failure is not None
+    assert "out of memory" in outcome.failure and "before it failed a: " in outcome.failure
