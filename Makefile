@@ -3,7 +3,6 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
-INSTALL_PEERS = UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet --python $(BIN)/python --group peers
 PEERS := tests/pipeline/exchange/test_peers.py tests/pipeline/exchange/test_label_studio_server.py
 # Two tests at a time, on a core each.
 ALONE = OMP_NUM_THREADS=1
@@ -23,15 +22,16 @@ ui: $(READY)  ## the Dagster web UI on http://127.0.0.1:3000, with sensors and s
 test: $(READY) weights  ## set up, then run the default tests
 	$(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray and not network and not browser and not peers" tests
 
-test-slow: $(READY) weights  ## the marked tests that need time, Ray or a loopback server
+test-slow: $(READY) weights  ## the marked tests that need time or a loopback server
 	$(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile --timeout-method thread -m "(slow or network) and not ray and not browser and not peers" $(PEERS:%=--ignore=%) tests
+
+test-ray: $(READY) weights  ## the marked tests that start Ray
 	$(BIN)/python -m pytest --timeout-method thread -m "ray and not browser and not peers" tests
 
 test-peers: $(READY)  ## other tools read what we write: each is installed in an environment of its own
 	$(BIN)/python -m pytest -m network $(PEERS)
 
-test-references: $(READY)  ## compare with the reference implementations of the dependency group `peers`
-	$(INSTALL_PEERS)
+test-references: peers  ## compare with the reference implementations of the dependency group `peers`
 	$(BIN)/python -m pytest -m peers tests
 
 test-browser: $(READY) weights  ## the tests that need Chromium
@@ -46,9 +46,11 @@ lint: $(READY)  ## ruff and mypy
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy pipeline assets
 
-bench: $(READY)  ## every benchmark, us and a peer in turn, into docs/benchmarks.md (ONLY="NAME ..." for some)
-	$(INSTALL_PEERS)
+bench: peers  ## every benchmark, us and a peer in turn, into docs/benchmarks.md (ONLY="NAME ..." for some)
 	OMP_NUM_THREADS=1 $(BIN)/python benchmarks/table.py $(ONLY)
+
+peers: $(READY)
+	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet --python $(BIN)/python --group peers
 
 clean:  ## remove what was made (weights and samples too), but not the environment
 	rm -rf $(CVP_HOME)
@@ -60,4 +62,4 @@ $(READY): pyproject.toml
 	UV_FIND_LINKS="$${PIP_FIND_LINKS:-}" $(BIN)/uv pip install --quiet --python $(BIN)/python -e . --group dev
 	@touch $@
 
-.PHONY: help demo ui test test-slow test-peers test-references test-browser weights lint bench clean
+.PHONY: help demo ui peers test test-slow test-ray test-peers test-references test-browser weights lint bench clean
