@@ -88,11 +88,12 @@ class Table:
                 ) from error
         return pa.Table.from_arrays(arrays, schema=self.schema)
 
-    def upgraded(self, table: pa.Table, columns: Sequence[str] | None = None) -> pa.Table:
+    def upgraded(self, table: pa.Table, columns: Sequence[str] | None = None, path: str = "") -> pa.Table:
         """A stored table of an earlier version with the optional columns that it lacks, all null.
 
         Args:
             columns: those that were asked for; None for all.
+            path: where it lies, for errors.
 
         Raises:
             StoreError: it lacks one that is not optional.
@@ -103,7 +104,7 @@ class Table:
             return table
         if needed := [c.name for c in lacking if not c.optional]:
             raise StoreError(
-                f"the stored table {self.name!r} was made by an older version: it lacks {', '.join(needed)}",
+                f"{path or self.name} is damaged, or was made by an older version: it lacks {', '.join(needed)}",
                 f"make it again: cvp run PROJECT --select {self.name}",
             )
         for column in lacking:

@@ -108,7 +108,7 @@ class Store:
             raise StoreError(f"table {name!r} has not been made yet in {self.uri}", "run: cvp run PROJECT")
         wanted = list(columns) if columns is not None else None
         read = self._side_by_side(lambda path: self._read_file(path, wanted), parts)
-        tables = [schema.table(name).upgraded(rows, wanted) for rows in read]
+        tables = [schema.table(name).upgraded(rows, wanted, path) for path, rows in zip(parts, read, strict=True)]
         return pa.concat_tables(tables).replace_schema_metadata(None)
 
     def read_or_empty(self, name: str, batches: str | Sequence[str] | None = None) -> pa.Table:
@@ -275,7 +275,7 @@ class Store:
         parts = [schema.table("costs").empty()]
         for path in self._ledger_files():
             try:
-                parts.append(spec.upgraded(self._read_file(path, None)))
+                parts.append(spec.upgraded(self._read_file(path, None), path=path))
             except StoreError as error:
                 if not isinstance(error.__cause__, FileNotFoundError):  # another run has it in `costs` for good
                     raise
