@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import suppress
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,7 @@ import pyarrow.compute as pc
 
 from pipeline.compute import careful, on_ray, processes
 from pipeline.compute.job import Compute, Job, Load, Tell, Todo, Worker
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreUnavailable
 from pipeline.ids import content_hash
 from pipeline.store import Staging
 
@@ -89,8 +88,12 @@ def _shards(rows: pa.Table, size: int) -> dict[str, pa.Table]:
 def _given(job: Job, shard: str, rows: pa.Table, total: int, compute: Compute) -> pa.Table:
     """A finished shard; one that has been swept away or damaged since is done again."""
     for _ in range(_ROUNDS):
-        with suppress(StoreError):
+        try:
             return job.staging.get(shard)
+        except StoreUnavailable:  # it may well be there
+            raise
+        except StoreError:
+            pass
         _do(job, [(shard, rows)], total, compute)
     raise StoreError(
         f"shard {shard} in {job.staging.prefix} was lost again and again",
