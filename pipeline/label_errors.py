@@ -325,8 +325,7 @@ class _Judge:
         """Images without a probability are left out."""
         known = probabilities.sum(axis=1) > 0
         truth = truth.filter(pa.array(known))
-        actual = pc.index_in(truth["class_name"], pa.array(list(classes), pa.string())).to_numpy().astype(np.int64)
-        return cls(model, truth, actual, probabilities[known])
+        return cls(model, truth, schema.codes(truth["class_name"], classes), probabilities[known])
 
     def agreements(self) -> int:
         """Images of which the model names people's class first; those that it does not speak of are none."""
@@ -344,10 +343,7 @@ def _with_one_class(truth: pa.Table, classes: Sequence[str]) -> pa.Table:
 def _zero_shot(model: str, tags: pa.Table, truth: pa.Table, classes: Sequence[str]) -> _Judge:
     mine = schema.where_in(tags.filter(pc.equal(tags["producer"], model)), "class_name", classes)
     mine = schema.where_in(mine, "image_id", truth["image_id"].to_pylist())
-    image, kind = (
-        pc.index_in(mine[name], pa.array(known, pa.string())).to_numpy().astype(np.int64)
-        for name, known in (("image_id", truth["image_id"].to_pylist()), ("class_name", list(classes)))
-    )
+    image, kind = schema.codes(mine["image_id"], truth["image_id"]), schema.codes(mine["class_name"], classes)
     probabilities = np.zeros((truth.num_rows, len(classes)))
     probabilities[image, kind] = mine["probability"].to_numpy()
     return _Judge.of(model, truth, probabilities, classes)

@@ -5,8 +5,10 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
+from numpy.typing import NDArray
 
 from pipeline.errors import DataError, StoreError
 
@@ -1307,8 +1309,6 @@ def with_masks(rows: pa.Table, masks: pa.Table) -> pa.Table:
 
 def box_array(rows: pa.Table) -> Any:
     """(n, 4) float64 xyxy of annotation rows; NaN where a label has no box."""
-    import numpy as np
-
     columns = [rows.column(k).to_numpy(zero_copy_only=False) for k in CORNERS]
     return np.stack(columns, axis=1).astype(np.float64) if columns else np.zeros((0, 4))
 
@@ -1316,3 +1316,22 @@ def box_array(rows: pa.Table) -> Any:
 def where_in(rows: pa.Table, column: str, values: Iterable[str]) -> pa.Table:
     """The rows whose `column` is one of `values`."""
     return rows.filter(pc.is_in(rows.column(column), pa.array(list(values), pa.string())))
+
+
+def codes(values: pa.ChunkedArray, known: Sequence[str] | pa.ChunkedArray) -> NDArray[np.int64]:
+    """(n,) place of each value in `known`, the first of equal ones; -1 for those that are not in it."""
+    among = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else pa.array(list(known), pa.string())
+    return np.asarray(pc.fill_null(pc.index_in(values, among), -1).to_numpy(), np.int64)
+
+
+def held_out(splits: pa.Table, split: str) -> list[str]:
+    """Sorted ids of the images of `split` that people labelled."""
+    rows = splits.filter(pc.and_(pc.equal(splits.column("split"), split), splits.column("gold")))
+    return sorted(rows.column("image_id").unique().to_pylist())
+
+
+def thresholds_of(evaluation: pa.Table, model: str) -> dict[str, float | None]:
+    """A detector's operating threshold of each class, from rows of `evaluation`."""
+    mine = pc.and_(pc.equal(evaluation.column("model"), model), pc.equal(evaluation.column("metric"), "threshold"))
+    rows = evaluation.filter(mine)
+    return dict(zip(rows.column("class_name").to_pylist(), rows.column("value").to_pylist(), strict=True))

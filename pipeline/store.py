@@ -106,7 +106,9 @@ class Store:
         parts = list(self._files(name, batches))
         if not parts:
             raise StoreError(f"table {name!r} has not been made yet in {self.uri}", "run: cvp run PROJECT")
-        wanted = list(columns) if columns is not None else None
+        return self._rows(name, parts, list(columns) if columns is not None else None)
+
+    def _rows(self, name: str, parts: list[str], wanted: list[str] | None) -> pa.Table:
         read = self._side_by_side(lambda path: self._read_file(path, wanted), parts)
         tables = [schema.table(name).upgraded(rows, wanted, path) for path, rows in zip(parts, read, strict=True)]
         return pa.concat_tables(tables).replace_schema_metadata(None)
@@ -114,7 +116,7 @@ class Store:
     def read_or_empty(self, name: str, batches: str | Sequence[str] | None = None) -> pa.Table:
         """Like `read`, but a table that was never made has no rows."""
         parts = list(self._files(name, batches))
-        return self.read(name, batches) if parts else schema.table(name).empty()
+        return self._rows(name, parts, None) if parts else schema.table(name).empty()
 
     def write(
         self,
@@ -171,7 +173,7 @@ class Store:
         """Receipts of a table by path, as of when they were first asked for."""
         assert self._remembered is not None
         if name not in self._remembered:
-            entries = [e for e in self.files.entries(f"{self.root}/{name}") if e.path.endswith(f"/{_FILE}")]
+            entries = self._entries(name)
             found = self._side_by_side(self._receipt_in, entries)
             self._remembered[name] = {e.path: r for e, r in zip(entries, found, strict=True)}
         return self._remembered[name]
@@ -239,7 +241,7 @@ class Store:
 
     def local_files(self, name: str) -> list[str]:
         """A table's files on this disk, as they are now. Those of S3 are copied into the cache, one version of each."""
-        entries = [e for e in self.files.entries(f"{self.root}/{name}") if e.path.endswith(f"/{_FILE}")]
+        entries = self._entries(name)
         if self._local:
             return sorted(entry.path for entry in entries)
         return sorted(self._side_by_side(self._copy, entries))
@@ -290,6 +292,9 @@ class Store:
         return sorted(e.path for e in self.files.entries(f"{self.root}/_ledger") if e.path.endswith(".parquet"))
 
     # -- how ------------------------------------------------------------------------------------
+
+    def _entries(self, name: str) -> list[Entry]:
+        return [e for e in self.files.entries(f"{self.root}/{name}") if e.path.endswith(f"/{_FILE}")]
 
     def _candidates(self, name: str, batches: str | Sequence[str] | None) -> list[str]:
         if not schema.table(name).batched:

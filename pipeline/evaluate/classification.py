@@ -10,11 +10,11 @@ import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
+from pipeline import schema
 from pipeline.evaluate.rows import (
     ALL,
     BACKGROUND,
     Metrics,
-    codes,
     divided,
     mean_of_defined,
 )
@@ -48,7 +48,7 @@ def first_by_image(
     rows: pa.Table, image_ids: Sequence[str], classes: Sequence[str]
 ) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
     """Best-scored class of each image (ties: the class declared first), -1 for none, and its score."""
-    image, kind = codes(rows.column("image_id"), image_ids), codes(rows.column("class_name"), classes)
+    image, kind = schema.codes(rows.column("image_id"), image_ids), schema.codes(rows.column("class_name"), classes)
     score = rows.column("score").to_numpy().astype(np.float64)
     known = np.flatnonzero((image >= 0) & (kind >= 0))
     known = known[np.lexsort((kind[known], -score[known], image[known]))]
@@ -66,7 +66,7 @@ def read_answers(rows: pa.Table, actual: NDArray[np.int64], image_ids: Sequence[
 
 def share_table(rows: pa.Table, image_ids: Sequence[str], classes: Sequence[str]) -> NDArray[np.float64]:
     """(images, classes) shares of one model, NaN where it gave none; `rows` as of `class_shares`."""
-    image, kind = codes(rows.column("image_id"), image_ids), codes(rows.column("class_name"), classes)
+    image, kind = schema.codes(rows.column("image_id"), image_ids), schema.codes(rows.column("class_name"), classes)
     known = (image >= 0) & (kind >= 0)
     table = np.full((len(image_ids), len(classes)), np.nan)
     np.fmax.at(table, (image[known], kind[known]), rows.column("share").to_numpy().astype(np.float64)[known])

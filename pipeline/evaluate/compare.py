@@ -9,10 +9,11 @@ from dataclasses import dataclass
 import numpy as np
 import pyarrow as pa
 
+from pipeline import schema
 from pipeline.config import ProjectConfig
 from pipeline.evaluate.detection import draws
 from pipeline.evaluate.rows import SPLITS, Resampling, divided, members_by_slice, producers_of
-from pipeline.evaluate.run import answers, scenes, thresholds_of
+from pipeline.evaluate.run import answers, scenes
 from pipeline.evaluate.scene import Scene
 
 IMAGE_ERRORS = pa.schema(
@@ -60,7 +61,7 @@ def image_errors(
             parts.append(_errors(model, split, ids, right, 1 - right))
     else:
         for model, split, ids, scene in scenes(models, ground_truth, splits, config, names):
-            hits, alarms, objects = scene.counts(thresholds_of(evaluation, model))
+            hits, alarms, objects = scene.counts(schema.thresholds_of(evaluation, model))
             wrong = alarms + objects - hits
             parts.append(_errors(model, split, ids, hits.sum(axis=0), wrong.sum(axis=0)))
     return pa.concat_tables(parts)
@@ -149,7 +150,7 @@ def paired_values(
 
 def _miscounts(scene: Scene, evaluation: pa.Table, model: str) -> np.ndarray | None:
     """(images,) by how much the number of objects at the operating thresholds is off; None where a class has none."""
-    thresholds = thresholds_of(evaluation, model)
+    thresholds = schema.thresholds_of(evaluation, model)
     if any(thresholds.get(name) is None for name in scene.classes):
         return None
     hits, alarms, objects = (table.sum(axis=0) for table in scene.counts(thresholds))

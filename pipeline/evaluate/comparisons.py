@@ -19,7 +19,7 @@ from pipeline.config import ProjectConfig
 from pipeline.evaluate.compare import Paired, paired_values
 from pipeline.evaluate.detection import draws
 from pipeline.evaluate.mask_ap import PREFIX, mask_rankings
-from pipeline.evaluate.rows import SPLITS, Resampling, held_out, members_by_slice, producers_of
+from pipeline.evaluate.rows import SPLITS, Resampling, members_by_slice, producers_of
 from pipeline.intervals import holm
 
 LEAST_DRAWS, MOST_DRAWS = 2000, 20_000
@@ -54,7 +54,7 @@ def compare(
         evaluation: that table, whose operating thresholds counts are taken at.
     """
     own = Resampling.of(config.evaluation)
-    found_in = members_by_slice(slices_of_images, held_out(splits, SPLITS[1]))
+    found_in = members_by_slice(slices_of_images, schema.held_out(splits, SPLITS[1]))
     pairs = comb(len(producers_of(models, producers)), 2) if config.task == "detection" else 0  # McNemar's is exact
     resampling = replace(own, draws=_draws(pairs * len(found_in), own))
     where = (models, ground_truth, splits, slices_of_images, config)

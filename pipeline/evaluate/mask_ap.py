@@ -20,7 +20,6 @@ from pipeline.evaluate.rows import (
     SPLITS,
     Metrics,
     Resampling,
-    held_out,
     members_by_slice,
     producers_of,
 )
@@ -73,7 +72,7 @@ def mask_rankings(
     for model in producers_of(said):
         mine = said.filter(pc.equal(said["producer"], model))
         for split in which:
-            ids = [i for i in held_out(splits, split) if i in with_masks]
+            ids = [i for i in schema.held_out(splits, split) if i in with_masks]
             if ids:
                 yield model, split, ids, ranking(mine, drawn, images, ids, classes)
 

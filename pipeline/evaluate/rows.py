@@ -40,18 +40,6 @@ def class_shares(*said: pa.Table) -> pa.Table:
     )
 
 
-def held_out(splits: pa.Table, split: str) -> list[str]:
-    """Sorted ids of the images of `split` that people labelled."""
-    rows = splits.filter(pc.and_(pc.equal(splits.column("split"), split), splits.column("gold")))
-    return sorted(rows.column("image_id").unique().to_pylist())
-
-
-def codes(values: pa.ChunkedArray, known: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) place of each value in `known`, -1 for those that are not in it."""
-    found = pc.index_in(values, pa.array(list(known), pa.string()))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
-
-
 def producers_of(models: pa.Table, also: Iterable[str] = ()) -> list[str]:
     """Names of the models, sorted."""
     return sorted({*models.column("producer").unique().to_pylist(), *also})
@@ -60,7 +48,7 @@ def producers_of(models: pa.Table, also: Iterable[str] = ()) -> list[str]:
 def members_by_slice(slices: pa.Table, image_ids: Sequence[str]) -> dict[str, NDArray[np.int64]]:
     """Numbers of the images in each slice; 'all' first, then in order of appearance."""
     members: dict[str, NDArray[np.int64]] = {ALL: np.arange(len(image_ids))}
-    numbers = codes(slices.column("image_id"), image_ids)
+    numbers = schema.codes(slices.column("image_id"), image_ids)
     names = slices.column("slice")
     for name in names.unique().to_pylist():
         if name != ALL:

@@ -20,7 +20,6 @@ from pipeline.evaluate.rows import (
     Metrics,
     Resampling,
     class_shares,
-    held_out,
     members_by_slice,
     producers_of,
 )
@@ -86,7 +85,7 @@ def scenes(
 ) -> Iterator[tuple[str, str, list[str], Scene]]:
     """(model, split, image ids, matched scene), model after model; splits without images are left out."""
     classes = config.ontology.names
-    images = {split: held_out(splits, split) for split in which}
+    images = {split: schema.held_out(splits, split) for split in which}
     truths = {split: Objects.read(ground_truth, ids, classes, by_mask=True) for split, ids in images.items()}
     for model in names:
         rows = models.filter(pc.equal(models.column("producer"), model))
@@ -108,7 +107,7 @@ def answers(
     classes = config.ontology.names
     labelled: dict[str, tuple[list[str], NDArray[np.int64]]] = {}
     for split in which:
-        ids = held_out(splits, split)
+        ids = schema.held_out(splits, split)
         actual, _ = classification.first_by_image(ground_truth, ids, classes)
         labelled[split] = [ids[i] for i in np.flatnonzero(actual >= 0)], actual[actual >= 0]
     for model in names:
@@ -175,11 +174,3 @@ def _classification(
         classification.add_classification(results.metrics, where, said, mine, members)
         results.confusion += classification.confusion_rows(said, where)
         results.curves += classification.curve_rows(said, where, config.evaluation.level)
-
-
-def thresholds_of(evaluation: pa.Table, model: str) -> dict[str, float | None]:
-    """A detector's operating threshold of each class, as `evaluate` wrote it."""
-    rows = evaluation.filter(
-        pc.and_(pc.equal(evaluation.column("model"), model), pc.equal(evaluation.column("metric"), "threshold"))
-    )
-    return dict(zip(rows.column("class_name").to_pylist(), rows.column("value").to_pylist(), strict=True))

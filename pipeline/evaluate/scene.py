@@ -14,7 +14,6 @@ from numpy.typing import NDArray
 from pipeline import masks, schema, tide
 from pipeline.boxes import area
 from pipeline.evaluate.coco import IOUS, MAX_DETECTIONS, Ranking, in_areas
-from pipeline.evaluate.rows import codes
 from pipeline.matching import assign, pairs, ranks
 
 Thresholds = Mapping[str, float | None]
@@ -49,7 +48,7 @@ class Objects:
         Args:
             by_mask: take the area of the mask, where there is one, for that of the object, as COCO's files do.
         """
-        image, kind = codes(rows.column("image_id"), image_ids), codes(rows.column("class_name"), classes)
+        image, kind = schema.codes(rows.column("image_id"), image_ids), schema.codes(rows.column("class_name"), classes)
         boxes = schema.box_array(rows)
         ignore = _flags(rows, "ignore") | _flags(rows, "is_crowd")
         score = rows.column("score").to_numpy().astype(np.float64)

@@ -18,9 +18,7 @@ from pipeline.evaluate.rows import (
     SPLITS,
     Metrics,
     Resampling,
-    codes,
     divided,
-    held_out,
     members_by_slice,
 )
 
@@ -58,7 +56,7 @@ def mask_agreement(
     for model in sorted(masks["producer"].unique().to_pylist()):
         drawn = masks.filter(pc.equal(masks["producer"], model))
         for split in SPLITS:
-            ids = held_out(splits, split)
+            ids = schema.held_out(splits, split)
             found = _agreement(drawn, schema.where_in(truth, "image_id", ids), images, ids, classes)
             for name, members in members_by_slice(slices_of_images, ids).items():
                 weights = metrics.resampling.weights(len(members), split, name)
@@ -77,7 +75,9 @@ def _agreement(drawn: pa.Table, truth: pa.Table, images: pa.Table, ids: list[str
     columns = drawn["mask"], truth["mask"], at["height"], at["width"]
     pairs = zip(*(c.to_pylist() for c in columns), strict=True)
     iou = [rle.iou([ours], [theirs], height, width)[0, 0] for ours, theirs, height, width in pairs]
-    return _Agreement(codes(truth["image_id"], ids), codes(truth["class_name"], classes), np.array(iou, np.float64))
+    return _Agreement(
+        schema.codes(truth["image_id"], ids), schema.codes(truth["class_name"], classes), np.array(iou, np.float64)
+    )
 
 
 def _sums(

@@ -14,7 +14,7 @@ from pipeline import masks as rle
 from pipeline import schema, tide
 from pipeline.boxes import area
 from pipeline.config import ProjectConfig
-from pipeline.failures.rows import Columns, Flags, Floats, Ints, codes, doubted, places, table
+from pipeline.failures.rows import Columns, Flags, Floats, Ints, doubted, table
 from pipeline.matching import pairs
 
 SMALL = 32.0**2  # COCO's small: square pixels
@@ -36,9 +36,8 @@ class _Boxes:
     def of(cls, rows: pa.Table, images: Sequence[str], classes: Sequence[str]) -> _Boxes:
         known = schema.where_in(rows, "class_name", classes)
         known = known.filter(pc.is_valid(known["x1"]))
-        return cls(
-            known, codes(known, "image_id", images), codes(known, "class_name", classes), schema.box_array(known)
-        )
+        image, kind = schema.codes(known["image_id"], images), schema.codes(known["class_name"], classes)
+        return cls(known, image, kind, schema.box_array(known))
 
 
 @dataclass(frozen=True)
@@ -114,8 +113,8 @@ def _false_alarms(case: _Case, score: Floats, cost: Floats) -> pa.Table:
     seen, judged, classes = case.seen, case.judged, case.config.ontology.names
     wrong = np.flatnonzero((judged.error != tide.RIGHT) & ~judged.excused)
     doubts = schema.where_in(schema.where_in(case.doubts, "suggested", classes), "error", ABOUT_BOXES)
-    suggested = codes(doubts, "image_id", case.facts["image_id"].to_pylist()) * len(classes)
-    suggested += codes(doubts, "suggested", classes)
+    suggested = schema.codes(doubts["image_id"], case.facts["image_id"].to_pylist()) * len(classes)
+    suggested += schema.codes(doubts["suggested"], classes)
     # An object that was found is there whatever its label: a duplicate of it is one.
     says = wrong[judged.error[wrong] != tide.DUPLICATE]
     says = says[np.argsort(-score[says], kind="stable")]
@@ -146,7 +145,7 @@ def _misses(case: _Case, cost: Floats) -> pa.Table:
         "iou": nearest[missed],
         "cost": cost[missed],
         "confused_with": case.taken_for()[1][missed],
-        **doubted(doubts, places(labels, doubts["annotation_id"])),
+        **doubted(doubts, schema.codes(labels, doubts["annotation_id"])),
     }
     return case.rows(truth, missed, columns)
 
@@ -162,7 +161,7 @@ def _outlines(case: _Case, score: Floats, masks: pa.Table) -> pa.Table:
         "score": score[badly],
         "iou": overlap,
         "confused_with": np.full(len(badly), None),
-        **doubted(doubts, places(labels, doubts["annotation_id"])),
+        **doubted(doubts, schema.codes(labels, doubts["annotation_id"])),
     }
     return case.rows(case.seen, badly, columns)
 
@@ -170,7 +169,7 @@ def _outlines(case: _Case, score: Floats, masks: pa.Table) -> pa.Table:
 def _overlaps(case: _Case, masks: pa.Table) -> tuple[Ints, Floats]:
     """Right detections with a mask of objects with a mask, and how far the two masks overlap."""
     drawn = schema.with_masks(case.seen.rows, masks)
-    at = places(drawn["annotation_id"], case.seen.rows["annotation_id"])
+    at = schema.codes(drawn["annotation_id"], case.seen.rows["annotation_id"])
     theirs = case.truth.rows["mask"].take(pa.array(case.judged.hit[at], mask=case.judged.hit[at] < 0))
     both = np.asarray(pc.is_valid(theirs).to_numpy(zero_copy_only=False), bool)
     at, ours = at[both], drawn["mask"].filter(pa.array(both))

@@ -7,7 +7,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from pipeline.failures.rows import Columns, codes, doubted, table
+from pipeline import schema
+from pipeline.failures.rows import Columns, doubted, table
 
 
 def wrong_classes(model: str, said: pa.Table, truth: pa.Table, facts: pa.Table, doubts: pa.Table) -> pa.Table:
@@ -33,5 +34,5 @@ def wrong_classes(model: str, said: pa.Table, truth: pa.Table, facts: pa.Table, 
         "cost": np.full(len(wrong), 1 / max(1, len(actual))),
         **doubted(doubts, np.array(at, np.int64)),
     }
-    places = codes(people, "image_id", facts.column("image_id").to_pylist())
+    places = schema.codes(people["image_id"], facts.column("image_id").to_pylist())
     return table(model, people, columns, {}, facts.take(pa.array(places)))

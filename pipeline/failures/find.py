@@ -52,7 +52,7 @@ def find(
         overlap by less than the project's overlap, which costs no AP of boxes. For classification: wrong
         classes, and images about which the model said nothing (`missed`); there the cost is in accuracy.
     """
-    held = {split: _held_out(splits, split) for split in ("val", "test")}
+    held = {split: schema.held_out(splits, split) for split in ("val", "test")}
     everything = sorted({*held["val"], *held["test"]})
     facts = facts_of(images, quality, splits, ids, vectors, everything)
     order = [("suspicion", "descending"), ("model", "ascending"), ("annotation_id", "ascending")]
@@ -71,17 +71,9 @@ def find(
     return pa.concat_tables(parts)
 
 
-def _held_out(splits: pa.Table, split: str) -> list[str]:
-    wanted = pc.and_(pc.equal(splits.column("split"), split), splits.column("gold"))
-    return sorted(splits.filter(wanted).column("image_id").unique().to_pylist())
-
-
 def _accepted(said: pa.Table, evaluation: pa.Table, model: str) -> pa.Table:
     """Detections at or above their class's operating threshold."""
-    mine = evaluation.filter(
-        pc.and_(pc.equal(evaluation.column("model"), model), pc.equal(evaluation.column("metric"), "threshold"))
-    )
-    least = dict(zip(mine.column("class_name").to_pylist(), mine.column("value").to_pylist(), strict=True))
+    least = schema.thresholds_of(evaluation, model)
     names = said.column("class_name").to_pylist()
     needed = np.array([np.inf if least.get(n) is None else least[n] for n in names], np.float64)
     return said.filter(pa.array(said.column("score").to_numpy() >= needed))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import schema
@@ -56,14 +55,3 @@ def doubted(doubts: pa.Table, at: Ints) -> Columns:
     """How strong the doubts at (n,) rows are, and whose; null where there is none, -1."""
     rows = doubts.select(["suspicion", "model"]).take(pa.array(at, mask=at < 0))
     return {"suspicion": rows["suspicion"].to_pylist(), "doubted_by": rows["model"].to_pylist()}
-
-
-def codes(rows: pa.Table, column: str, known: Sequence[str]) -> Ints:
-    """(n,) place of each value of a column among others, -1 where it is not there."""
-    return places(rows.column(column), pa.chunked_array([known], pa.string()))
-
-
-def places(values: pa.ChunkedArray, known: pa.ChunkedArray) -> Ints:
-    """(n,) place of each value among others, the first of equal ones, -1 where it is not there."""
-    found = pc.index_in(values, known.combine_chunks())
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)

@@ -14,7 +14,7 @@ from pipeline.config import TrustConfig
 from pipeline.ids import fingerprint
 from pipeline.trust.certify import Design, Flags, Ints, Trial, certify
 from pipeline.trust.evidence import least_units
-from pipeline.trust.judge import Answers, Kind, codes, judge, scores_of
+from pipeline.trust.judge import Answers, Kind, judge, scores_of
 
 ALL = "all"
 # A grid is laid over the scores of images that are not graded on; with fewer of them, a part of gold serves.
@@ -142,7 +142,11 @@ def cases(
 
 def designed(said: pa.Table, frame: Frame, classes: Sequence[str]) -> list[Design]:
     """What lays the grid of each class: one labeller's answers on design images."""
-    unit, score, kinds = codes(said["image_id"], frame.design), scores_of(said), codes(said["class_name"], classes)
+    unit, score, kinds = (
+        schema.codes(said["image_id"], frame.design),
+        scores_of(said),
+        schema.codes(said["class_name"], classes),
+    )
     made = []
     for number in range(len(classes)):
         own = kinds == number

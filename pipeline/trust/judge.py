@@ -65,12 +65,6 @@ def judge(
         yield from _boxes(found, truth, list(gold), list(classes), iou)
 
 
-def codes(values: pa.ChunkedArray, known: Sequence[str]) -> NDArray[np.int64]:
-    """(n,) place of each value in `known`, -1 for others."""
-    found = pc.index_in(values, pa.array(list(known), pa.string()))
-    return pc.fill_null(found, -1).to_numpy().astype(np.int64)
-
-
 def scores_of(rows: pa.Table) -> NDArray[np.float64]:
     return np.asarray(rows.column("score").to_numpy(), np.float64)
 
@@ -78,8 +72,8 @@ def scores_of(rows: pa.Table) -> NDArray[np.float64]:
 def _boxes(
     found: pa.Table, truth: pa.Table, gold: list[str], classes: list[str], iou: float
 ) -> Iterator[tuple[str, Answers]]:
-    kind, there = codes(found.column("class_name"), classes), codes(truth.column("class_name"), classes)
-    image, place = codes(found.column("image_id"), gold), codes(truth.column("image_id"), gold)
+    kind, there = schema.codes(found.column("class_name"), classes), schema.codes(truth.column("class_name"), classes)
+    image, place = schema.codes(found.column("image_id"), gold), schema.codes(truth.column("image_id"), gold)
     ignore = _ignored(truth)
     score = scores_of(found)
     matches = match(
@@ -99,8 +93,8 @@ def _boxes(
 
 def _tags(found: pa.Table, truth: pa.Table, gold: list[str], classes: list[str]) -> Iterator[tuple[str, Answers]]:
     actual = np.full(len(gold), -1, np.int64)
-    actual[codes(truth.column("image_id"), gold)] = codes(truth.column("class_name"), classes)
-    image, kind = codes(found.column("image_id"), gold), codes(found.column("class_name"), classes)
+    actual[schema.codes(truth.column("image_id"), gold)] = schema.codes(truth.column("class_name"), classes)
+    image, kind = schema.codes(found.column("image_id"), gold), schema.codes(found.column("class_name"), classes)
     score = scores_of(found)
     labelled = actual[image] >= 0
     for number, name in enumerate(classes):
@@ -113,8 +107,8 @@ def _tags(found: pa.Table, truth: pa.Table, gold: list[str], classes: list[str])
 
 def _counts(found: pa.Table, truth: pa.Table, gold: list[str], classes: list[str]) -> Iterator[tuple[str, Answers]]:
     truth = truth.filter(pa.array(~_ignored(truth)))
-    image, kind = codes(found.column("image_id"), gold), codes(found.column("class_name"), classes)
-    place, there = codes(truth.column("image_id"), gold), codes(truth.column("class_name"), classes)
+    image, kind = schema.codes(found.column("image_id"), gold), schema.codes(found.column("class_name"), classes)
+    place, there = schema.codes(truth.column("image_id"), gold), schema.codes(truth.column("class_name"), classes)
     said, score = found.column("count").to_numpy(), scores_of(found)
     for number, name in enumerate(classes):
         objects = np.bincount(place[there == number], minlength=len(gold))
@@ -133,8 +127,8 @@ def _masks(
 ) -> Iterator[tuple[str, Answers]]:
     found = found.filter(pc.is_valid(found.column("mask")))
     truth = truth.filter(pc.is_valid(truth.column("mask")))
-    kind, there = codes(found.column("class_name"), classes), codes(truth.column("class_name"), classes)
-    image, place = codes(found.column("image_id"), gold), codes(truth.column("image_id"), gold)
+    kind, there = schema.codes(found.column("class_name"), classes), schema.codes(truth.column("class_name"), classes)
+    image, place = schema.codes(found.column("image_id"), gold), schema.codes(truth.column("image_id"), gold)
     drawn, people = found.column("mask").to_pylist(), truth.column("mask").to_pylist()
     score, ignore = scores_of(found), _ignored(truth)
     for number, name in enumerate(classes):

@@ -15,7 +15,7 @@ from ray_nodes import Nodes, nodes
 
 from pipeline.store import Store
 from tests.assets.conftest import World
-from tests.assets.test_production import SENSORS, STOP, TEMPLATES, launch, processes, until
+from tests.assets.test_production import TEMPLATES, launch, processes, repository, stop_sensors, until
 
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(900)]
 
@@ -45,9 +45,8 @@ def test_dagster_launches_a_run_as_a_ray_job(world: World, cluster: Nodes, tmp_p
     with processes(tmp_path) as made, dg.DagsterInstance.get() as instance:
         instance.add_dynamic_partitions("squares_batches", ["a", "b", "c"])
         made.start("web")
-        node = until("the web UI", lambda: made.ask(SENSORS)["repositoriesOrError"]["nodes"], made)[0]
-        for sensor in node["sensors"]:
-            made.ask(STOP, id=sensor["id"], selector=sensor["sensorState"]["selectorId"])
+        node = repository(made)
+        stop_sensors(made, node)
         made.start("daemon")
         run_id = launch(made, node, world)
         until("its end", lambda: instance.get_run_by_id(run_id).is_finished, made)

@@ -130,11 +130,17 @@ def test_errors_by_chance_are_hardly_ever_confirmed(tables, per_location: int) -
     assert hits["alone"] > 25 or per_location == 1, hits
 
 
-def test_a_region_of_one_class_is_told_from_the_others_there() -> None:
+def buses_that_err() -> tuple[list[str], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """Names, vectors, cluster, class and error of images: a model errs on the buses of one of three clusters."""
     ids, vectors, label = clustered(200, 3)
     generator = np.random.default_rng(5)
     said = generator.choice(["car", "bus"], len(ids))
     error = (generator.random(len(ids)) < np.where((label == 1) & (said == "bus"), 0.8, 0.05)).astype(float)
+    return ids, vectors, label, said, error
+
+
+def test_a_region_of_one_class_is_told_from_the_others_there() -> None:
+    ids, vectors, label, said, error = buses_that_err()
     images = embedded(ids, ids, vectors, classes={i: [c] for i, c in zip(ids, said, strict=True)})
     errors = errors_of(ids, error).slice(1)  # one image was not measured
     rows = confirmed(discovered(MODEL, errors, images, EvaluationConfig()), EvaluationConfig())
@@ -176,10 +182,7 @@ def test_images_that_nobody_has_labelled_are_in_weak_slices_too(tables) -> None:
 
 
 def test_who_belongs_to_a_region_of_one_class() -> None:
-    ids, vectors, label = clustered(200, 3)
-    generator = np.random.default_rng(5)
-    said = generator.choice(["car", "bus"], len(ids))
-    error = (generator.random(len(ids)) < np.where((label == 1) & (said == "bus"), 0.8, 0.05)).astype(float)
+    ids, vectors, label, said, error = buses_that_err()
     images = embedded(ids, ids, vectors, classes={i: [c] for i, c in zip(ids, said, strict=True)})
     worst = max(discovered(MODEL, errors_of(ids, error), images, EvaluationConfig()), key=lambda r: -r["p_value"])
     answers = [["bus"], ["car"], ["bus", "car"], [], None]
