@@ -102,9 +102,7 @@ TABLES = (
             Column("split", STRING, "train, val, test, or unlabelled"),
             Column("location", STRING, "the group that is kept together"),
             Column("gold", BOOL, "labelled by people, so usable for grading"),
-            Column(
-                "moved_from", STRING, "the split that its own rule or location would give; null: it is there", True
-            ),
+            Column("moved_from", STRING, "the split that its own rule or location would give; null: it is there", True),
             Column("moved_by", STRING, "what it must not be parted from: duplicate or location", True),
         ),
         ("image_id",),

@@ -187,9 +187,7 @@ TABLES = (
             Column("annotation_id", STRING, "the wrong box, or the one that was missed"),
             Column("class_name", STRING, "class"),
             Column("error", STRING, "missed, background, localisation, classification, both, duplicate, outline"),
-            Column(
-                "cost", DOUBLE, "rise of AP (or accuracy) on its split were it alone mended; null: outline", True
-            ),
+            Column("cost", DOUBLE, "rise of AP (or accuracy) on its split were it alone mended; null: outline", True),
             Column("score", FLOAT, "of the wrong box", True),
             Column("iou", FLOAT, "with the best matching box; of an outline: of the masks", True),
             Column("x1", FLOAT, "box", True),
@@ -207,9 +205,7 @@ TABLES = (
             Column("brightness", FLOAT, "of the image, as in quality", True),
             Column("sharpness", FLOAT, "of the image, as in quality", True),
             Column("distance", FLOAT, "1 - cosine of the image and the nearest training image", True),
-            Column(
-                "nearest", STRINGS, "training images most like it, nearest first; null without embeddings", True
-            ),
+            Column("nearest", STRINGS, "training images most like it, nearest first; null without embeddings", True),
         ),
         ("model", "annotation_id", "error"),
     ),

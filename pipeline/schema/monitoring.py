@@ -31,9 +31,7 @@ TABLES = (
                 "detectable", DOUBLE, "smallest effect that so many images show, at `alpha` and `drift.power`", True
             ),
             Column("unit", STRING, "of effect and detectable", True),
-            Column(
-                "least_p", DOUBLE, "no smaller p-value is possible with so many locations; null: no bound", True
-            ),
+            Column("least_p", DOUBLE, "no smaller p-value is possible with so many locations; null: no bound", True),
             Column("contents", STRING, "hash of the batch's image_ids", True),
             Column("reference", STRING, "hash of the reference's image_ids, the batch's own left out", True),
         ),

@@ -12,6 +12,7 @@ from numpy.typing import NDArray
 from pipeline.schema.form import CORNERS
 from pipeline.schema.tables import table
 
+
 def annotations(
     name: str,
     *,
