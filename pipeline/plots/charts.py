@@ -193,13 +193,9 @@ def slice_history(history: pa.Table, names: Mapping[str, str], *, form: Format =
         for k, (name, words) in enumerate(names.items() if rows else ()):
             x, y = zip(*((runs.index(r["at"]), r["value"]) for r in rows if r["slice"] == name), strict=True)
             axes.plot(x, y, "o", color=style.nth_colour(k), markersize=4)
-            line: dict[str, Any] = {
-                "color": style.nth_colour(k),
-                "drawstyle": "steps-post",
-                "label": style.short(words, 26),
-            }
             # A run that changed nothing has no row.
-            axes.plot([*x, len(runs) - 1], [*y, y[-1]], label=style.short(words, 26), **line)
+            line, label = [*x, len(runs) - 1], style.short(words, 26)
+            axes.plot(line, [*y, y[-1]], color=style.nth_colour(k), drawstyle="steps-post", label=label)
         if rows:
             shown = np.unique(np.linspace(0, len(runs) - 1, 5).round().astype(int)).tolist()
             axes.set_xticks(shown, [f"{runs[k]:%d %b %Y\n%H:%M}" for k in shown])

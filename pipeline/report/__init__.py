@@ -10,7 +10,8 @@ from pipeline.config import ProjectConfig
 from pipeline.images import Reader
 from pipeline.report import form
 from pipeline.report.gallery import Gallery
-from pipeline.report.sections import SECTIONS, Tables
+from pipeline.report.sections import SECTIONS
+from pipeline.report.tables import Tables
 from pipeline.store import Store
 
 

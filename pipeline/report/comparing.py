@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from pipeline.report.gallery import Gallery
-
-if TYPE_CHECKING:
-    from pipeline.report.sections import Section, Tables
+from pipeline.report.tables import Section, Tables
 
 _SLICES = 20  # rows that are shown
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
@@ -10,9 +10,7 @@ import pyarrow.compute as pc
 from pipeline import plots
 from pipeline.drift import standing
 from pipeline.report.gallery import Gallery, Picture, Shot, chart
-
-if TYPE_CHECKING:
-    from pipeline.report.sections import Section, Tables
+from pipeline.report.tables import Section, Tables
 
 _BATCHES, _REGIONS, _DRIVERS, _EXAMPLES, _DETAILS = 3, 3, 6, 4, 5  # shown
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import pyarrow.compute as pc
 
@@ -11,9 +11,7 @@ from pipeline import plots, schema
 from pipeline.ids import producer_name
 from pipeline.report.counting import count, round_robin
 from pipeline.report.gallery import HUMAN, MODEL, Gallery, Shot, marks
-
-if TYPE_CHECKING:
-    from pipeline.report.sections import Section, Tables
+from pipeline.report.tables import Section, Tables
 
 Row = dict[str, Any]
 _SHOWN, _EXPLAINED, _NEAREST, _DOUBTED = 12, 3, 5, 8

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
-from functools import cached_property
 from typing import Any
 
 import pyarrow as pa
 import pyarrow.compute as pc
 
 from pipeline import plots, schema
-from pipeline.config import ProjectConfig
 from pipeline.ids import producer_name
 from pipeline.report.comparing import comparisons
 from pipeline.report.counting import count, distinct, round_robin
 from pipeline.report.drifting import drift
 from pipeline.report.failing import doubts, failures
 from pipeline.report.gallery import HUMAN, MODEL, Gallery, Shot, chart, marks
-from pipeline.store import Store
-
-Section = dict[str, Any] | None  # None: nothing has been made yet
+from pipeline.report.keeping import costs, models, provenance
+from pipeline.report.tables import Section, Tables
 
 _METRICS = (
     "AP50",
@@ -33,42 +30,6 @@ _METRICS = (
     "recall",
     "count_mae",
 )
-
-
-class Tables:
-    """The project's tables, each read once."""
-
-    def __init__(self, config: ProjectConfig, store: Store) -> None:
-        self.config = config
-        self.store = store
-        self._read: dict[str, pa.Table] = {}
-
-    def read(self, name: str) -> pa.Table:
-        """All rows of a table; none if it was never made."""
-        if name not in self._read:
-            self._read[name] = self.store.read_or_empty(name)
-        return self._read[name]
-
-    @cached_property
-    def split(self) -> str:
-        """The split that models are judged on: test, or val where there is no test."""
-        found = set(self.read("evaluation").column("split").to_pylist())
-        return "test" if "test" in found or not found else sorted(found)[0]
-
-    @cached_property
-    def models(self) -> list[str]:
-        """Bare names of the models evaluated, sorted: the order of their colours."""
-        return sorted({producer_name(m) for m in self.read("evaluation").column("model").to_pylist()})
-
-    @cached_property
-    def champion(self) -> str | None:
-        """Producer of the model in charge."""
-        found = self.read("champion").column("model").to_pylist()
-        return str(found[0]) if found else None
-
-    def judged(self, models: set[str]) -> str:
-        """The one of `models` that the report looks at closely: the model in charge, if it is among them."""
-        return self.champion if self.champion in models else sorted(models)[0]
 
 
 def verdict(tables: Tables, gallery: Gallery) -> Section:
@@ -396,80 +357,6 @@ def _compared(tables: Tables, model: str, image_ids: list[str]) -> list[Shot]:
         caption = actual or f"{people.num_rows} by people, {machine.num_rows} by the model"
         shots.append(Shot(image_id, caption, marks=marks(people, HUMAN) + marks(machine, MODEL)))
     return shots
-
-
-def costs(tables: Tables, gallery: Gallery) -> Section:
-    """What the work took, by stage."""
-    rows = tables.read("costs")
-    if not rows.num_rows:
-        return None
-    found = rows.to_pylist()
-    stages: dict[str, dict[str, float]] = defaultdict(lambda: {"seconds": 0.0, "money": 0.0, "tokens": 0})
-    for row in found:
-        for key in ("seconds", "money", "tokens"):
-            stages[row["stage"]][key] += row[key]
-    return {
-        "seconds": sum(r["seconds"] for r in found),
-        "money": sum(r["money"] for r in found),
-        "tokens": sum(r["tokens"] for r in found),
-        "currency": found[0]["currency"],
-        "entries": len(found),
-        "stages": sorted(({"name": n, **v} for n, v in stages.items()), key=lambda s: (-s["seconds"], s["name"])),
-        "chart": {"title": "Where the time went", "uri": chart(plots.cost_bars(rows, form="svg"))},
-    }
-
-
-def models(tables: Tables, gallery: Gallery) -> Section:
-    """Trained models, the one in charge, and what was exported."""
-    trained = tables.read("models").sort_by([("model", "ascending")]).to_pylist()
-    champion, deployed = tables.read("champion").to_pylist(), tables.read("deployment").to_pylist()
-    if not trained and not champion and not deployed:
-        return None
-    main = next((m for m in trained if m["model"] == tables.champion), trained[0] if trained else None)
-    histories = [main] if main and main["history"] not in ("", "[]") else []
-    return {
-        "trained": trained,
-        "champion": champion,
-        "deployed": deployed,
-        "training_rows": tables.read("training_set").num_rows,
-        "origins": sorted(count(tables.read("training_set"), "origin").items()),
-        "charts": [
-            {
-                "title": f"Training loss of {producer_name(m['model'])}",
-                "uri": chart(plots.training_loss(m["history"], form="svg")),
-            }
-            for m in histories
-        ],
-    }
-
-
-def provenance(tables: Tables, gallery: Gallery) -> Section:
-    """Who made which rows, and the receipts of the tables."""
-    producers: Counter[tuple[str, str]] = Counter()
-    for name in ("ground_truth", "detections", "masks", "tags", "labels", "predictions"):
-        producers.update({(p, name): n for p, n in count(tables.read(name), "producer").items()})
-    producers.update({(p, "embeddings"): n for p, n in count(tables.read("embeddings"), "encoder").items()})
-    made = [_made(tables.store, n) for n in schema.TABLES if n != "report" and tables.store.exists(n)]
-    if not made:
-        return None
-    return {
-        "producers": [{"producer": p, "table": t, "rows": n} for (p, t), n in sorted(producers.items())],
-        "tables": made,
-        "latest": max((m["at"] for m in made), default=""),
-    }
-
-
-def _made(store: Store, name: str) -> dict[str, Any]:
-    batches: list[str | None] = list(store.batches(name)) if schema.table(name).batched else [None]
-    receipts = [r for b in batches if (r := store.receipt(name, b)) is not None]
-    return {
-        "name": name,
-        "doc": schema.table(name).doc,
-        "batches": len(batches) if schema.table(name).batched else None,
-        "rows": sum(r.rows for r in receipts),
-        "at": max((str(r.written_by.get("at", "")) for r in receipts), default=""),
-        "content": receipts[0].content if len(receipts) == 1 else "",
-    }
 
 
 SECTIONS: dict[str, Callable[[Tables, Gallery], Section]] = {
