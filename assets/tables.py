@@ -10,6 +10,7 @@ A `Stage` collects the definitions of one asset group of one project. `Stage.tab
   - show rows, columns, a preview and pictures on their pages.
 """
 
+import inspect
 from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
@@ -54,7 +55,7 @@ class Stage:
 def _definition(recipe: Recipe) -> dg.AssetsDefinition:
     project = recipe.project
     partitions = batch_partitions(project) if recipe.batched else None
-    doc = (recipe.make.__doc__ or "").strip()
+    doc = inspect.getdoc(recipe.make) or ""
     specs = [
         dg.AssetSpec(
             recipe.key(name),
