@@ -50,7 +50,7 @@ WAYS = {  # and Ray nodes
 }
 # On S3 a DuckDB file needs an extension that DuckDB fetches from the internet; the report reads from it.
 BUT_WAREHOUSE = (
-    "collection,curation,labelling,training,evaluation,review,choice,deployment,reference,drift,alarms,costs"
+    "collection,curation,labelling,training,evaluation,review,choice,deployment,reference,drift,alarms,costs,prices"
 )
 RUN_SECONDS = 3600
 BUCKET = "tables"
