@@ -7,6 +7,9 @@ PEERS := tests/pipeline/exchange/test_peers.py tests/pipeline/exchange/test_labe
 # Two tests at a time, on a core each.
 ALONE = OMP_NUM_THREADS=1
 export CVP_HOME ?= $(CURDIR)/.cvp
+# Container images often set it; then each process compiles all that it imports anew: `cvp run` and Ray's start in
+# twice the time.
+unexport PYTHONDONTWRITEBYTECODE
 
 .DEFAULT_GOAL := help
 
