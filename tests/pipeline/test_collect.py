@@ -3,7 +3,6 @@
 import io
 import itertools
 import json
-import os
 import signal
 import socket
 import zlib
@@ -32,8 +31,9 @@ from pipeline.errors import ComputeError, DataError
 from pipeline.ids import image_id, tile_id
 from pipeline.images import Reader
 from pipeline.ontology import Class, Ontology
-from pipeline.sources import FolderSource, Source, SourceFile, open_source
+from pipeline.sources import Source, SourceFile, open_source
 from pipeline.store import Staging, Store
+from tests.pipeline.fatal_source import Fatal
 from tests.pipeline.photo_rows import collect_images
 
 ONTOLOGY = Ontology((Class("cat", ("cat",), ("Kitty",)), Class("dog", ("dog",))))
@@ -284,22 +284,6 @@ def test_collecting_elsewhere_gives_the_same_tables(troubled: Path, mode: str, t
     ]
 
 
-class Fatal(FolderSource):
-    """Notes each file that is read in `notes`; one of them kills the process, once or always."""
-
-    def __init__(self, uri: str, notes: Path, killer: str, once: bool) -> None:
-        super().__init__(uri)
-        self.notes, self.killer, self.once = notes, killer, once
-
-    def read(self, file: SourceFile) -> bytes:
-        with (self.notes / file.name).open("a") as note:
-            note.write("read\n")
-        if file.name == self.killer and not (self.once and (self.notes / "died").exists()):
-            (self.notes / "died").touch()
-            os.kill(os.getpid(), signal.SIGKILL)
-        return super().read(file)
-
-
 def killed(source: Source, config: SourceConfig, staging: Staging) -> None:
     """A collection in a process of its own, which does not survive it."""
     child = get_context("fork").Process(
@@ -311,42 +295,43 @@ def killed(source: Source, config: SourceConfig, staging: Staging) -> None:
 
 
 @pytest.fixture
-def many(tmp_path: Path) -> Path:
-    """Two shards of files, and a folder for notes."""
+def many(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Two shards of files, small ones since each halving of one starts a process, and a folder for notes."""
+    monkeypatch.setattr(collect, "_FILES_PER_SHARD", 16)
     (tmp_path / "notes").mkdir()
     (tmp_path / "photos").mkdir()
     data = encoded(noise(1, 8, 8))
-    for k in range(300):
-        (tmp_path / "photos" / f"{k:03d}.png").write_bytes(data + bytes([k % 256, k // 256]))
+    for k in range(20):
+        (tmp_path / "photos" / f"{k:03d}.png").write_bytes(data + bytes([k]))
     return tmp_path
 
 
 @pytest.mark.parametrize("mode", ["inline", "local"])
 def test_a_file_that_kills_its_reader_is_listed_with_the_signal(many: Path, mode: str) -> None:
     uri = str(many / "photos")
-    source, config = Fatal(uri, many / "notes", "200.png", once=False), settings_of(uri)
+    source, config = Fatal(uri, many / "notes", "012.png", once=False), settings_of(uri)
     expected = collect_images(open_source(uri), "default", config)[0]
     staging = Store(str(many / "store")).staging("images", "default", "f")
     if mode == "inline":  # the first run is lost, the second one knows which shard it was
         killed(source, config, staging)
     images, rejected = collect.collect_images(source, "default", config, Compute(mode, 2), staging)
-    assert images.equals(expected.filter(pc.not_equal(expected["file_name"], "200.png"))) and images.num_rows == 299
+    assert images.equals(expected.filter(pc.not_equal(expected["file_name"], "012.png"))) and images.num_rows == 19
     (row,) = rejected.to_pylist()
-    assert row["file_name"] == "200.png" and row["reason"] == "fatal" and "(SIGKILL)" in row["detail"]
-    assert row["bytes"] == (many / "photos" / "200.png").stat().st_size
+    assert row["file_name"] == "012.png" and row["reason"] == "fatal" and "(SIGKILL)" in row["detail"]
+    assert row["bytes"] == (many / "photos" / "012.png").stat().st_size
 
 
 def test_a_killed_collection_does_only_the_shard_in_hand_again(many: Path) -> None:
     uri = str(many / "photos")
-    source, config = Fatal(uri, many / "notes", "270.png", once=True), settings_of(uri)
+    source, config = Fatal(uri, many / "notes", "018.png", once=True), settings_of(uri)
     staging = Store(str(many / "store")).staging("images", "default", "f")
     killed(source, config, staging)
     images, rejected = collect.collect_images(source, "default", config, Compute(), staging)
     assert images.equals(collect_images(open_source(uri), "default", config)[0]) and not rejected.num_rows
     times = {path.name: len(path.read_text().split()) for path in (many / "notes").glob("*.png")}
     again = sorted(name for name, n in times.items() if n > 1)
-    assert len(times) == 300 and set(times.values()) == {1, 2}
-    assert again[0] == "256.png" and "270.png" in again
+    assert len(times) == 20 and set(times.values()) == {1, 2}
+    assert again[0] == "016.png" and "018.png" in again
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,8 @@ from pipeline import logs
 from pipeline.compute import Compute, map_batches
 from pipeline.errors import ConfigError
 from pipeline.store import Store
-from tests.pipeline.test_compute import Squares, numbers
+from tests.pipeline.compute_work import Squares
+from tests.pipeline.test_compute import numbers
 
 
 @pytest.fixture(autouse=True)
