@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import http.client
 import json
-import os
 import random
 import signal
 import threading
@@ -16,7 +15,7 @@ import pytest
 from pipeline import journal
 from pipeline.store import Store
 from tests.pipeline.review_world import BATCHES, build
-from tests.pipeline.reviewing.process import started
+from tests.pipeline.reviewing.process import forked, started
 
 KILLS = 50
 SENDERS = 3
@@ -59,14 +58,14 @@ def test_every_acknowledged_decision_is_there(tmp_path: Path, monkeypatch: pytes
     draw = random.Random(7)
     acknowledged: list[str] = []
     for round_ in range(KILLS):
-        process, port, token = started(project)
+        process, port, token = forked(project)
         keys = keys_of(port, token)
         senders = [Sender(port, token, keys, 100 * round_ + k) for k in range(SENDERS)]
         for sender in senders:
             sender.start()
         time.sleep(draw.uniform(0.05, 0.6))
-        os.kill(process.pid, signal.SIGKILL)
-        process.wait()
+        process.kill()
+        process.join()
         for sender in senders:
             sender.join(20)
         acknowledged += [name for sender in senders for name in sender.acknowledged]
