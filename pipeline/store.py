@@ -239,6 +239,10 @@ class Store:
                 LocalFiles().put(str(path), f.read_buffer())
         return path
 
+    def file_uri(self, name: str, file_name: str) -> str:
+        """Where `open_files` finds such a file of the store itself, on whatever machine."""
+        return f"{'' if self._local else 's3://'}{self.root}/files/{name}/{file_name}"
+
     def local_files(self, name: str) -> list[str]:
         """A table's files on this disk, as they are now. Those of S3 are copied into the cache, one version of each."""
         entries = self._entries(name)

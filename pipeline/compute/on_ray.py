@@ -141,14 +141,14 @@ class _Actors:
         try:
             said = self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
-            raise _own(error) or error from error
+            raise own_error(error) or error from error
         except self._ray.exceptions.RayError as error:
             if getattr(error, "actor_init_failed", False) or deaths + 1 == _DEATHS_AT_START:
                 raise _never_up(error, deaths + 1) from error
             self._start(deaths + 1)
             return []
         self._idle.append(actor)
-        _compare(said)
+        compare(said)
         return []
 
     def _ended(self, ref: Any) -> list[tuple[str, bool]]:
@@ -157,7 +157,7 @@ class _Actors:
             self._ray.get(ref)
         except self._ray.exceptions.RayTaskError as error:
             self._idle.append(actor)
-            raise _own(error) or error from error
+            raise own_error(error) or error from error
         except self._ray.exceptions.RayError:  # the actor, or the machine it was on, is gone
             self._start()
             return [(shard, False)]
@@ -183,11 +183,14 @@ def installed() -> str:
     return f"{version('cv-pipeline')} ({digest.hexdigest()[:12]})"
 
 
-def _compare(said: tuple[str, str] | None) -> None:
+def compare(said: tuple[str, str] | None) -> None:
     """Other code would quietly give other rows.
 
+    Args:
+        said: a machine and the code that it runs.
+
     Raises:
-        ComputeError: an actor does not run the code that lies here.
+        ComputeError: that is not the code that lies here.
     """
     host, code = said or ("a node", "an older one")
     if code != installed():
@@ -216,7 +219,7 @@ def _say_fewer(gpus: int, workers: int) -> None:
     )
 
 
-def _own(error: Any) -> PipelineError | None:
+def own_error(error: Any) -> PipelineError | None:
     """The worker's own PipelineError inside what Ray raised, if it is one."""
     seen: BaseException | None = error
     for _ in range(10):  # causes can go in circles

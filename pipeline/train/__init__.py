@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import time
-from pathlib import Path
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -22,13 +22,13 @@ from pipeline.models.probe import Embeddings
 from pipeline.store import Store
 from pipeline.train import tune
 from pipeline.train.result import TrainingResult, file_stem, models_row, snapshot_of
+from pipeline.train.run import FOLDER, Place
 from pipeline.train.scenes import make_scenes, training_images
-from pipeline.train.state import FileCheckpoints, Fitted, Progress
+from pipeline.train.state import Fitted, Progress
 from pipeline.train.tune import ROLES
 
 VERSION = "1"
 BACKBONE = "mobilenet_v2"
-FOLDER = "models"  # of the store's files
 
 
 def kind_of(config: ProjectConfig) -> str:
@@ -64,7 +64,8 @@ def train(
     Args:
         images, splits, annotated_images: whole tables; images of the train split without boxes are ground.
         store: its files `models` hold checkpoints; a training that was killed goes on from its last one there.
-        compute: on Ray, detectors train on up to `training.workers` workers.
+        compute: on Ray, all but probes train on up to `training.workers` workers.
+        progress: told of each step; what it raises ends the training there, which goes on from that step next time.
         embeddings: for a probe, vectors of the images in `training_set` and `held_out`.
         held_out: ground truth of test images: on them, too, a probe's curve and a fine-tuning's gain are measured.
 
@@ -74,17 +75,14 @@ def train(
     Raises:
         PipelineError: missing weights, an unreadable photo, a failing cluster, settings that do not fit.
     """
-    kind, result = kind_of(config), TrainingResult.nothing()
+    kind, place = kind_of(config), Place(store, compute, progress)
     if kind in ROLES:
-        folder = store.folder(FOLDER)
-        result = tune.tune(config, images, training_set, splits, annotated_images, folder, progress, held_out)
+        return tune.tune(config, images, training_set, splits, annotated_images, held_out, place)
     if kind == FCOS:
-        result = _train_fcos(config, images, training_set, splits, annotated_images, store, compute, progress)
-    elif kind == PROBE and embeddings is not None:
-        result = _train_probe(config, training_set, store.folder(FOLDER), embeddings, held_out, progress)
-    for path in result.models["path"].to_pylist():
-        store.publish(FOLDER, Path(path))
-    return result
+        return _train_fcos(config, images, training_set, splits, annotated_images, place)
+    if kind == PROBE and embeddings is not None:
+        return _train_probe(config, training_set, embeddings, held_out, place)
+    return TrainingResult.nothing()
 
 
 def _train_fcos(
@@ -93,9 +91,7 @@ def _train_fcos(
     training_set: pa.Table,
     splits: pa.Table,
     annotated_images: pa.Table,
-    store: Store,
-    compute: Compute,
-    progress: Progress | None,
+    place: Place,
 ) -> TrainingResult:
     from pipeline.train import fcos
 
@@ -109,17 +105,12 @@ def _train_fcos(
     trained_on = sorted(rows["image_id"].to_pylist())
     identity = fingerprint(_settings(config, FCOS), classes, snapshot_of(training_set), trained_on)
     name = producer(FCOS, VERSION, identity)
-    path = store.folder(FOLDER) / f"{file_stem(name)}.safetensors"
-    if compute.on_ray:
-        from pipeline.train import ray_train
-
-        fitted = ray_train.fit(job, f"{store.root}/files/{FOLDER}/ray", file_stem(name), compute.mode, store.files)
-    else:
-        checkpoints = FileCheckpoints(path.with_suffix(".checkpoint.pt"), identity)
-        fitted = fcos.fit(job, checkpoints, progress)
+    path = place.store.folder(FOLDER) / f"{file_stem(name)}.safetensors"
+    checkpoints = place.checkpoints(file_stem(name), identity)
+    fitted = place.run(partial(fcos.fit, job), config.training, checkpoints)
     save_fcos(path, fitted.state, job.model)
-    if not compute.on_ray:
-        checkpoints.clear()
+    place.store.publish(FOLDER, path)
+    checkpoints.clear()
     details = {"settings": _settings(config, FCOS), "model": json.loads(job.model.to_json()), "backbone": BACKBONE}
     return TrainingResult(
         models_row(name, FCOS, training_set, path, details, fitted),
@@ -130,10 +121,9 @@ def _train_fcos(
 def _train_probe(
     config: ProjectConfig,
     training_set: pa.Table,
-    folder: Path,
     embeddings: Embeddings,
     held_out: pa.Table | None,
-    progress: Progress | None,
+    place: Place,
 ) -> TrainingResult:
     from pipeline.train import probe
 
@@ -148,11 +138,12 @@ def _train_probe(
     name = producer(PROBE, VERSION, settings, config.ontology.names, snapshot_of(training_set), embeddings.encoder)
     model = probe.fit(data, embeddings.encoder, seed("probe", config.training.seed))
     seconds = time.monotonic() - started
-    path = folder / f"{file_stem(name)}.safetensors"
+    path = place.store.folder(FOLDER) / f"{file_stem(name)}.safetensors"
     model.save(path)
+    place.store.publish(FOLDER, path)
     points = probe.learning_curve(data, by_split, config.training, config.evaluation.level, embeddings.encoder)
-    if progress:
-        progress(1, 1)
+    if place.progress:
+        place.progress(1, 1)
     details = {"settings": settings, "encoder": embeddings.encoder, "classes": list(model.classes)}
     return TrainingResult(
         models_row(name, PROBE, training_set, path, details, Fitted({}, seconds, [], "cpu")),

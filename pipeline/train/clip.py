@@ -2,6 +2,8 @@
 
 The loss is that of CLIP (Radford et al. 2021) with every pair that belongs together as a positive one (UniCL,
 Yang et al. 2022). Tuning with the loss of pre-training is what keeps a model robust (FLYP, Goyal et al. 2023).
+Workers that train together share the pictures and the texts of a step, and tell each other their vectors: each
+picture is told from all texts of the step, and each text from all pictures, however many workers there are.
 """
 
 from __future__ import annotations
@@ -10,6 +12,7 @@ import csv
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +26,8 @@ from pipeline.models import clip_net
 from pipeline.models.clip import ClipEncoder
 from pipeline.ontology import Ontology
 from pipeline.train import adapters
-from pipeline.train.loop import layer_rates
+from pipeline.train.loop import Learner, layer_rates
+from pipeline.train.state import Peers
 
 MOST_TEXTS = 64  # classes that pictures are told from in one step
 _KEPT = 256  # decoded photos
@@ -57,7 +61,7 @@ def read_captions(path: Path) -> dict[str, str]:
         ) from error
 
 
-class ClipLearner:
+class ClipLearner(Learner):
     """Both towers of an encoder; its network is left merged and ready after `finish`.
 
     Args:
@@ -86,6 +90,7 @@ class ClipLearner:
         self._texts = [[t.format(prompt) for prompt in c.prompts for t in templates] for c in ontology]
         self._tokens = clip_net.tokenizer(encoder.design)
         self._reader = Reader(keep=_KEPT)
+        self._order = lru_cache(2)(self._shuffled)
         if tune == "all":
             self.network.requires_grad_(True)
         elif not adapters.add(self.network, config.rank):
@@ -97,26 +102,39 @@ class ClipLearner:
         trained = [name for name, p in self.network.named_parameters() if p.requires_grad]
         return layer_rates(trained, every, self._config.learning_rate, self._config.layer_decay)
 
-    def draw(self, number: int) -> tuple[int, Picture, NDArray[np.uint8]]:
-        """The picture, and what the network sees of a random window of it."""
-        epoch, place = divmod(number, len(self._pictures))
-        order = np.random.default_rng([self._config.seed, epoch, 0]).permutation(len(self._pictures))
-        picture = self._pictures[order[place]]
+    def draw(self, number: int) -> NDArray[np.uint8]:
+        """What the network sees of a random window of the picture."""
         random = np.random.default_rng([self._config.seed, number, 1])
-        pixels = _window(self._reader.read(picture.row), random, self._config.rotate)
-        return number, picture, self._encoder.prepare(pixels)
+        pixels = _window(self._reader.read(self._picture(number).row), random, self._config.rotate)
+        return self._encoder.prepare(pixels)
 
-    def loss(self, examples: list[tuple[int, Picture, NDArray[np.uint8]]]) -> Any:
+    def loss(self, examples: list[NDArray[np.uint8]], numbers: Sequence[int], peers: Peers) -> Any:
         import torch
         from torch.nn.utils import parametrize
 
-        random = np.random.default_rng([self._config.seed, examples[0][0], 2])
-        texts, pairs = self._described([picture for _, picture, _ in examples], random)
+        random = np.random.default_rng([self._config.seed, numbers[0], 2])
+        texts, pairs = self._described([self._picture(number) for number in numbers], random)
         with parametrize.cached():
-            images = self.network.encode_image(self._encoder.shown([p for _, _, p in examples]), normalize=True)
-            words = self.network.encode_text(self._tokens(texts).to(images.device), normalize=True)
-        scale = self.network.logit_scale.clamp(max=_HOTTEST).exp()
-        return contrastive(scale * images @ words.T, torch.from_numpy(pairs).to(images.device))
+            images = self.network.encode_image(self._encoder.shown(examples), normalize=True)
+            mine = peers.mine(texts)
+            words = (
+                self.network.encode_text(self._tokens(mine).to(images.device), normalize=True)
+                if mine
+                else images.new_zeros(0, images.shape[1])
+            )
+        images, words = peers.together(images, len(numbers)), peers.together(words, len(texts))
+        # Every worker has the whole loss, with the gradient of its own vectors; only one has that of the temperature.
+        scale = self.network.logit_scale if not peers.rank else self.network.logit_scale.detach()
+        logits = scale.clamp(max=_HOTTEST).exp() * images @ words.T
+        loss = contrastive(logits, torch.from_numpy(pairs).to(images.device))
+        return loss - loss.detach() * (1 - 1 / peers.count)
+
+    def _picture(self, number: int) -> Picture:
+        epoch, place = divmod(number, len(self._pictures))
+        return self._pictures[self._order(epoch)[place]]
+
+    def _shuffled(self, epoch: int) -> NDArray[np.int64]:
+        return np.random.default_rng([self._config.seed, epoch, 0]).permutation(len(self._pictures))
 
     def finish(self) -> None:
         """Merge the adapters, and keep the temperature in CLIP's bounds."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from typing import Any
 
 import numpy as np
@@ -14,15 +14,16 @@ from pipeline.models import grounding_dino_net as net
 from pipeline.models.captions import LIMIT, Caption, WordPieces, clean, pack
 from pipeline.models.grounding_dino import MEAN, STD
 from pipeline.ontology import Ontology
-from pipeline.train.loop import layer_rates
+from pipeline.train.loop import Learner, layer_rates
 from pipeline.train.scenes import Crop, Crops
 from pipeline.train.set_loss import Objects, set_loss
+from pipeline.train.state import Peers
 
 TIMES = 4  # proposals of the encoder that each object teaches
 _TOWERS = ("backbone.", "bert.")
 
 
-class DinoLearner:
+class DinoLearner(Learner):
     """Grounding DINO, from a checkpoint of its package's layout.
 
     Args:
@@ -53,25 +54,33 @@ class DinoLearner:
         yield from layer_rates(towers, every, self._config.learning_rate, self._config.layer_decay)
         yield from ((name, self._config.learning_rate) for name in names if not name.startswith(_TOWERS))
 
-    def draw(self, number: int) -> tuple[int, Crop]:
-        return number, self._crops.draw(number)
+    def draw(self, number: int) -> Crop:
+        return self._crops.draw(number)
 
-    def loss(self, examples: list[tuple[int, Crop]]) -> Any:
+    def loss(self, examples: list[Crop], numbers: Sequence[int], peers: Peers) -> Any:
         import torch
 
-        crops = [crop for _, crop in examples]
-        random = np.random.default_rng([self._config.seed, examples[0][0], 1])
-        shown = {int(c) for crop in crops for c in crop.classes[~crop.ignore]}
-        caption, spans = self._caption(random, shown)
+        random = np.random.default_rng([self._config.seed, numbers[0], 1])
+        caption, spans = self._caption(random, self._shown(examples, peers))
         mean, std = (torch.tensor(v, device=self._device).view(3, 1, 1) for v in (MEAN, STD))
-        pixels = torch.from_numpy(np.stack([crop.pixels for crop in crops])).to(self._device)
+        pixels = torch.from_numpy(np.stack([crop.pixels for crop in examples])).to(self._device)
         images = pixels.permute(0, 3, 1, 2).float().div(255).sub(mean).div(std).unbind()
         features = net.encode_images(self.network, images)
         text = net.encode_caption(self.network, caption)
-        objects = Objects.of([_objects(crop, caption, spans) for crop in crops], self._device)
-        answers = net.all_answers(self.network, features, [text] * len(crops))
-        losses = [set_loss(*answers[0], objects, TIMES), *(set_loss(*a, objects) for a in answers[1:])]
-        return torch.stack(losses).sum()
+        objects = Objects.of([_objects(crop, caption, spans) for crop in examples], self._device)
+        answers = net.all_answers(self.network, features, [text] * len(examples))
+        found = [set_loss(*answers[0], objects, TIMES), *(set_loss(*a, objects) for a in answers[1:])]
+        losses, pairs = torch.stack([loss for loss, _ in found]), [float(pairs) for _, pairs in found]
+        return (losses / peers.total(torch.tensor(pairs, device=self._device)).clamp(min=1)).sum()
+
+    def _shown(self, crops: list[Crop], peers: Peers) -> list[int]:
+        """Classes that are to be seen in the examples of any worker."""
+        import torch
+
+        seen = torch.zeros(len(self._prompts), device=self._device)
+        for crop in crops:
+            seen[torch.from_numpy(crop.classes[~crop.ignore]).to(seen.device)] = 1
+        return [int(c) for c in peers.total(seen).nonzero()]
 
     def _caption(self, random: np.random.Generator, shown: Iterable[int]) -> tuple[Caption, dict[int, int]]:
         """One prompt a class in random order, those of the classes in sight first to be kept; class -> its place."""

@@ -4,49 +4,67 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterable
+from abc import ABC, abstractmethod
+from collections.abc import Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import Any
 
 from pipeline.ahead import cores
 from pipeline.config import TrainingConfig
-from pipeline.train.state import Checkpoints, Fitted, Progress, tell, warm_then_cosine
+from pipeline.train.state import Checkpoints, Fitted, Peers, Progress, tell, warm_then_cosine
 
-WEIGHT_DECAY = 0.01
-MAX_NORM = 1.0
 EMA = 0.99
 _BLOCK = re.compile(r"^(.*?)(?:resblocks|blocks|layers?)\.?(\d+)\.")
 _BOTTOM = re.compile(r"embed|conv1|ln_pre|patch|stem")  # what a tower without a block's number begins with
 
 
-class Learner(Protocol):
+class Learner(ABC):
     """What is learnt.
 
     Attributes:
         network: its parameters that require a gradient are trained; dropout stays off.
+        weight_decay: of parameters with more than one dimension. max_norm: of all gradients together.
     """
 
     network: Any
+    weight_decay = 0.01
+    max_norm = 1.0
 
+    @abstractmethod
     def rates(self) -> Iterable[tuple[str, float]]:
         """Name of each trained parameter and its learning rate."""
 
+    @abstractmethod
     def draw(self, number: int) -> Any:
         """Example number `number`: the same whoever draws it, and whenever; called on threads."""
 
-    def loss(self, examples: list[Any]) -> Any:
-        """The mean loss of a batch, to be minimised."""
+    @abstractmethod
+    def loss(self, examples: list[Any], numbers: Sequence[int], peers: Peers) -> Any:
+        """This worker's share of the mean loss of a step: the shares of all add up to what one would have alone.
+
+        Args:
+            examples: this worker's, at least one. numbers: of all examples of the step.
+        """
 
 
-def fit(learner: Learner, config: TrainingConfig, checkpoints: Checkpoints, progress: Progress | None = None) -> Fitted:
+def fit(
+    learner: Learner,
+    config: TrainingConfig,
+    checkpoints: Checkpoints,
+    progress: Progress | None = None,
+    peers: Peers | None = None,
+) -> Fitted:
     """Train for `config.steps` steps of AdamW, from the last checkpoint if there is one.
 
-    Examples are functions of their number, so a resumed training equals an undisturbed one. The result is
-    a moving average of the trained parameters, and the learner's network then holds it.
-    """
-    import torch
+    Examples are functions of their number, so a resumed training equals an undisturbed one, and workers change
+    only the order in which numbers are added. The result is a moving average of the trained parameters, and the
+    learner's network then holds it.
 
-    trainer = _Trainer(learner, config)
+    Args:
+        peers: no more of them than `config.batch_size`.
+    """
+    peers = peers or Peers()
+    trainer = _Trainer(learner, config, peers)
     saved = checkpoints.load()
     if saved is not None:
         trainer.restore(saved)
@@ -54,8 +72,7 @@ def fit(learner: Learner, config: TrainingConfig, checkpoints: Checkpoints, prog
     with ThreadPoolExecutor(cores()) as pool:
 
         def drawn(step: int) -> list[Any]:
-            first = step * config.batch_size
-            return [pool.submit(learner.draw, first + i) for i in range(config.batch_size)]
+            return [pool.submit(learner.draw, number) for number in peers.mine(trainer.numbers(step))]
 
         waiting = drawn(trainer.step)
         while trainer.step < config.steps:
@@ -66,24 +83,32 @@ def fit(learner: Learner, config: TrainingConfig, checkpoints: Checkpoints, prog
             if trainer.step % config.checkpoint_every == 0 and trainer.step < config.steps:
                 checkpoints.save(trainer.snapshot())
             tell(progress, trainer.step, config.steps, lambda: checkpoints.save(trainer.snapshot()))
-    with torch.no_grad():
-        for name, parameter in trainer.trained.items():
-            parameter.copy_(trainer.averaged[name])
+    put(learner, trainer.averaged)
     return Fitted(trainer.averaged, trainer.seconds, trainer.history, trainer.device)
+
+
+def put(learner: Learner, trained: Mapping[str, Any]) -> None:
+    """Let the learner's network hold these parameters, by name."""
+    import torch
+
+    with torch.no_grad():
+        for name, parameter in learner.network.named_parameters():
+            if name in trained:
+                parameter.copy_(trained[name])
 
 
 class _Trainer:
     """Trained parameters, their moving average, the optimiser, and the number of the next step."""
 
-    def __init__(self, learner: Learner, config: TrainingConfig) -> None:
+    def __init__(self, learner: Learner, config: TrainingConfig, peers: Peers) -> None:
         import torch
 
-        self.learner, self.config = learner, config
+        self.learner, self.config, self.peers = learner, config, peers
         self.trained = {n: p for n, p in learner.network.named_parameters() if p.requires_grad}
         self.device = next(iter(self.trained.values())).device.type
         groups: dict[tuple[float, float], list[Any]] = {}
         for name, rate in learner.rates():
-            decay = WEIGHT_DECAY if self.trained[name].ndim > 1 else 0.0
+            decay = learner.weight_decay if self.trained[name].ndim > 1 else 0.0
             groups.setdefault((rate, decay), []).append(self.trained[name])
         self.optimiser = torch.optim.AdamW(
             [{"params": p, "lr": r, "base": r, "weight_decay": d} for (r, d), p in groups.items()]
@@ -92,17 +117,24 @@ class _Trainer:
         self.step, self.seconds = 0, 0.0
         self.history: list[dict[str, float]] = []
 
+    def numbers(self, step: int) -> range:
+        """Of the examples of a step."""
+        first = step * self.config.batch_size
+        return range(first, first + self.config.batch_size)
+
     def advance(self, examples: list[Any]) -> None:
         """One optimiser step."""
         import torch
 
-        share = warm_then_cosine(self.step, self.config.steps)
+        rate = warm_then_cosine(self.step, self.config.steps)
         for group in self.optimiser.param_groups:
-            group["lr"] = group["base"] * share
+            group["lr"] = group["base"] * rate
         self.optimiser.zero_grad()
-        loss = self.learner.loss(examples)
-        loss.backward()
-        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), MAX_NORM)
+        share = self.learner.loss(examples, self.numbers(self.step), self.peers)
+        if share.requires_grad:  # not where none of this worker's examples has anything to learn from
+            share.backward()
+        self._add_gradients()
+        torch.nn.utils.clip_grad_norm_(list(self.trained.values()), self.learner.max_norm)
         self.optimiser.step()
         # A young average forgets faster, or the start would linger in it.
         decay = min(EMA, (1 + self.step) / (10 + self.step))
@@ -110,8 +142,23 @@ class _Trainer:
             for name, parameter in self.trained.items():
                 self.averaged[name].lerp_(parameter, 1 - decay)
         self.step += 1
-        shown = {"step": self.step, "loss": round(loss.item(), 5), "lr": self.config.learning_rate * share}
-        self.history.append(shown)
+        loss, lr = round(self.peers.total(share).item(), 5), self.config.learning_rate * rate
+        self.history.append({"step": self.step, "loss": loss, "lr": lr})
+
+    def _add_gradients(self) -> None:
+        """Shares of the loss add up, and so do their gradients; what no worker has a gradient of stays as it is."""
+        import torch
+
+        if self.peers.count == 1:
+            return
+        trained = list(self.trained.values())
+        there = torch.tensor([float(p.grad is not None) for p in trained], device=trained[0].device)
+        gradients = [p.grad if p.grad is not None else torch.zeros_like(p) for p in trained]
+        flat = torch.cat([there, *(g.flatten() for g in gradients)])
+        self.peers.add(flat)
+        there, *parts = flat.split([len(trained), *(p.numel() for p in trained)])
+        for parameter, part, some in zip(trained, parts, there.tolist(), strict=True):
+            parameter.grad = part.view_as(parameter) if some else None
 
     def snapshot(self) -> dict[str, Any]:
         return {

@@ -19,9 +19,10 @@ from pipeline import masks, schema
 from pipeline.config import TrainingConfig
 from pipeline.errors import ConfigError, DataError
 from pipeline.images import Pixels, Reader
-from pipeline.train.loop import layer_rates
+from pipeline.train.loop import Learner, layer_rates
 from pipeline.train.losses import dice, sigmoid_focal
 from pipeline.train.scenes import recoloured
+from pipeline.train.state import Peers
 
 FOCAL, DICE = 20.0, 1.0
 MOST_OBJECTS = 16  # of one image in one step
@@ -125,7 +126,7 @@ class Cuts:
         )
 
 
-class SamLearner:
+class SamLearner(Learner):
     """SAM's mask decoder, or all of it.
 
     Args:
@@ -159,10 +160,14 @@ class SamLearner:
     def draw(self, number: int) -> Cut:
         return self._cuts.draw(number)
 
-    def loss(self, examples: list[Cut]) -> Any:
+    def loss(self, examples: list[Cut], numbers: Sequence[int], peers: Peers) -> Any:
         import torch
 
-        some = [cut for cut in examples if len(cut.boxes)] or examples[:1]
+        some = [cut for cut in examples if len(cut.boxes)]
+        objects = torch.tensor(float(sum(len(cut.boxes) for cut in some)), device=self._device)
+        total = peers.total(objects).clamp(min=1)
+        if not some:
+            return torch.zeros_like(objects)
         pixels = torch.from_numpy(np.stack([cut.pixels for cut in some])).to(self._device)
         images = self.network.preprocess(pixels.permute(0, 3, 1, 2).float())
         with torch.set_grad_enabled(self._whole):
@@ -182,7 +187,7 @@ class SamLearner:
             sparse_prompt_embeddings=sparse,
             dense_prompt_embeddings=dense + features[image],
         )
-        return mask_loss(logits, guess, truth.float()).mean()
+        return mask_loss(logits, guess, truth.float()).sum() / total
 
 
 def mask_loss(logits: Any, guess: Any, truth: Any) -> Any:

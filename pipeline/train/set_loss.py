@@ -98,8 +98,8 @@ def match(logits: Any, boxes: Any, objects: Objects, times: int = 1) -> tuple[ND
     return np.concatenate(queries).astype(np.int64), np.concatenate(which).astype(np.int64)
 
 
-def set_loss(logits: Any, boxes: Any, objects: Objects, times: int = 1) -> Any:
-    """Loss of a batch, a mean over its matched pairs.
+def set_loss(logits: Any, boxes: Any, objects: Objects, times: int = 1) -> tuple[Any, int]:
+    """Loss of a batch, to be divided by the number of its matched pairs, and that number.
 
     Args:
         logits: (b, queries, t), -inf where the caption has no token. boxes: (b, queries, 4) shares.
@@ -115,7 +115,7 @@ def set_loss(logits: Any, boxes: Any, objects: Objects, times: int = 1) -> Any:
     answers, truth = boxes[image, query], objects.boxes[which]
     places = (answers - truth).abs().sum()
     overlaps = (1 - giou(corners(answers), corners(truth))).sum()
-    return (WEIGHTS[0] * tokens + WEIGHTS[1] * places + WEIGHTS[2] * overlaps) / max(1, len(query))
+    return WEIGHTS[0] * tokens + WEIGHTS[1] * places + WEIGHTS[2] * overlaps, len(query)
 
 
 def _excused(boxes: Any, objects: Objects, image: Any, query: Any) -> Any:

@@ -19,12 +19,14 @@ from pipeline.models import clip_net
 from pipeline.models.profiles import build_encoder
 from pipeline.predict import worker
 from pipeline.store import Store
-from pipeline.train import TrainingResult, train
+from pipeline.train import TrainingResult, train, tune
 from pipeline.train.clip import contrastive, read_captions
 from tests.pipeline.curated_rows import as_labels
 from tests.pipeline.models import clip_files
 from tests.pipeline.train.test_train import annotated, image_rows, split_rows, truth
+from tests.pipeline.train.together import assert_as_one
 
+INLINE = Compute()
 CLASSES = ("red", "blue")
 
 
@@ -57,11 +59,15 @@ def config(world: dict[str, Any], profile: str = "foundation", **training: Any) 
     return parse_config(text | {"training": {"kind": "clip", "batch_size": 8, "checkpoint_every": 1000} | training})
 
 
-def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> TrainingResult:
+def rows(world: dict[str, Any]) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]:
+    """Images, training set, splits and annotated images."""
     images, splits = image_rows(world["paths"], 96), split_rows(world["of"])
-    some = snapshot(as_labels(world["labels"]), splits, images)
+    return images, snapshot(as_labels(world["labels"]), splits, images), splits, annotated(world["of"])
+
+
+def trained(world: dict[str, Any], project: ProjectConfig, folder: Path, compute: Compute = INLINE) -> TrainingResult:
     held = world["labels"].filter(pa.array([world["of"][i] == "test" for i in world["labels"]["image_id"].to_pylist()]))
-    return train(project, images, some, splits, annotated(world["of"]), Store(str(folder)), Compute(), held_out=held)
+    return train(project, *rows(world), Store(str(folder)), compute, held_out=held)
 
 
 def test_the_loss_is_the_mean_of_two_cross_entropies_over_pairs_that_belong_together() -> None:
@@ -131,6 +137,14 @@ def test_what_cannot_be_tuned_is_refused(world: dict[str, Any], tmp_path: Path) 
         trained(world, config(world, profile="compact").model_copy(update={"models": parse_models("")}), tmp_path)
     with pytest.raises(ConfigError, match="CLIP cannot be tuned by 'decoder'"):
         trained(world, config(world, tune="decoder", steps=1), tmp_path)
+
+
+@pytest.mark.parametrize(("how", "workers"), [("adapters", 2), ("all", 3)])
+def test_workers_together_learn_what_one_learns(world: dict[str, Any], how: str, workers: int) -> None:
+    """They see each other's pictures and texts: with two classes, one of three workers encodes no text."""
+    project = config(world, tune=how)
+    given = tune.Given(project, *rows(world), world["labels"].slice(0, 0), {})
+    assert_as_one(lambda: tune.begun(tune.work_of(given)), project.training, workers)
 
 
 @pytest.mark.slow

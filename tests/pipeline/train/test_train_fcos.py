@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +17,7 @@ from pipeline.train import fcos
 from pipeline.train.scenes import Scene
 from pipeline.train.state import FileCheckpoints
 from pipeline.weights import resolve
+from tests.pipeline.train.together import Memory, assert_as_one, train
 
 
 def painted_scene(folder: Path) -> Scene:
@@ -45,15 +45,6 @@ def tiny_job(folder: Path, **options: Any) -> fcos.Job:
     return fcos.Job((painted_scene(folder),), ("Tree",), config, 0.25, None, threads=1)
 
 
-class Memory:
-    """Checkpoints of a training that nobody kills."""
-
-    def load(self) -> None:
-        return None
-
-    def save(self, state: dict[str, Any]) -> None: ...
-
-
 def same(a: dict[str, Any], b: dict[str, Any], tolerance: float = 0.0) -> bool:
     return a.keys() == b.keys() and all(torch.allclose(a[k], b[k], rtol=0, atol=tolerance) for k in a)
 
@@ -68,7 +59,7 @@ def test_the_seed_decides_everything(tmp_path: Path) -> None:
 def test_a_killed_training_ends_as_if_undisturbed(tmp_path: Path) -> None:
     job = tiny_job(tmp_path)
     undisturbed = fcos.fit(job, Memory())
-    checkpoints = FileCheckpoints(tmp_path / "c.pt", "job")
+    checkpoints = FileCheckpoints(str(tmp_path / "c.pt"), "job")
     seen: list[int] = []
 
     def kill(step: int, _: int) -> None:
@@ -85,34 +76,21 @@ def test_a_killed_training_ends_as_if_undisturbed(tmp_path: Path) -> None:
 
 def test_checkpoints_of_other_jobs_and_damaged_ones_are_not_used(tmp_path: Path) -> None:
     path = tmp_path / "c.pt"
-    FileCheckpoints(path, "a").save({"step": 3})
-    assert FileCheckpoints(path, "a").load() == {"step": 3}
-    assert FileCheckpoints(path, "b").load() is None
+    mine, other = FileCheckpoints(str(path), "a"), FileCheckpoints(str(path), "b")
+    assert mine.load() is None
+    mine.save({"step": 3})
+    assert mine.load() == {"step": 3} and other.load() is None
     path.write_bytes(path.read_bytes()[:100])
-    assert FileCheckpoints(path, "a").load() is None
+    assert mine.load() is None
 
 
-def _peer(rank: int, job: fcos.Job, port: int, path: str) -> None:
-    torch.distributed.init_process_group("gloo", f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
-    fitted = fcos.fit(job, Memory(), peers=fcos.Peers(rank, 2, torch.distributed.all_reduce))
-    torch.save({"state": fitted.state, "history": fitted.history}, f"{path}.{rank}")
-    torch.distributed.destroy_process_group()
-
-
-@pytest.mark.slow
-def test_two_workers_train_the_model_of_one(tmp_path: Path) -> None:
+def test_workers_together_learn_what_one_learns(tmp_path: Path) -> None:
     job = tiny_job(tmp_path, steps=4, batch_size=3)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    torch.multiprocessing.spawn(_peer, (job, port, str(tmp_path / "out")), nprocs=2)
-    alone = fcos.fit(job, Memory())
-    first, second = (torch.load(tmp_path / f"out.{rank}", weights_only=True) for rank in (0, 1))
-    assert same(first["state"], second["state"])
+    assert_as_one(lambda: fcos.FcosLearner(job), job.config, 2)
+    (together, _), (alone, _) = (train(lambda: fcos.FcosLearner(job), job.config, n) for n in (2, 1))
     # Adam divides tiny gradients by their own size, so the order of a sum shows in some weights.
-    assert same(first["state"], alone.state, tolerance=5e-3)
-    losses = [[h["loss"] for h in run] for run in (first["history"], alone.history)]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+    assert same(together.state, alone.state, tolerance=5e-3)
+    assert [h["loss"] for h in together.history] == pytest.approx([h["loss"] for h in alone.history], rel=1e-2)
 
 
 def test_there_must_be_a_box_and_a_photo(tmp_path: Path) -> None:

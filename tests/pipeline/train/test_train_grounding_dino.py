@@ -21,12 +21,13 @@ from pipeline.models.profiles import build_labeller
 from pipeline.ontology import Class, Ontology
 from pipeline.predict import worker
 from pipeline.store import Store
-from pipeline.train import train
+from pipeline.train import train, tune
 from pipeline.train.grounding_dino import DinoLearner, _objects
 from pipeline.train.scenes import Crops, Scene
 from tests.pipeline.curated_rows import as_labels
 from tests.pipeline.models import small
 from tests.pipeline.train.test_train import annotated, image_rows, split_rows, truth
+from tests.pipeline.train.together import assert_as_one
 
 pytestmark = pytest.mark.weights
 EDGE = 128
@@ -76,11 +77,15 @@ def config(world: dict[str, Any], checkpoint: str = "", **training: Any) -> Proj
     return parse_config(text | {"models": {"detector": path}, "training": how | training})
 
 
-def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> Any:
+def rows(world: dict[str, Any]) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]:
+    """Images, training set, splits and annotated images."""
     of = {p.stem: "train" for p in world["paths"]}
     images, splits = image_rows(world["paths"], EDGE), split_rows(of)
-    some = snapshot(as_labels(world["labels"]), splits, images)
-    return train(project, images, some, splits, annotated(of), Store(str(folder)), Compute()).models.to_pylist()
+    return images, snapshot(as_labels(world["labels"]), splits, images), splits, annotated(of)
+
+
+def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> Any:
+    return train(project, *rows(world), Store(str(folder)), Compute()).models.to_pylist()
 
 
 @pytest.mark.parametrize("how", ["decoder", "all"])
@@ -146,7 +151,7 @@ def test_captions_hold_each_class_once_and_the_classes_in_sight_always(tmp_path:
 def test_an_objects_tokens_are_those_of_its_class(tmp_path: Path) -> None:
     subject = learner({"a": ("hard hat",), "b": ("safety vest",)}, tmp_path)
     caption, places = subject._caption(np.random.default_rng(0), {1})
-    boxes, tokens, ignore = _objects(subject.draw(0)[1], caption, places)
+    boxes, tokens, ignore = _objects(subject.draw(0), caption, places)
     start, end = caption.spans[places[1]]
     assert np.flatnonzero(tokens[0]).tolist() == list(range(start, end))
     assert (boxes > 0).all() and (boxes < 1).all() and not len(ignore)
@@ -155,6 +160,13 @@ def test_an_objects_tokens_are_those_of_its_class(tmp_path: Path) -> None:
 def test_adapters_are_refused(world: dict[str, Any], tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="Grounding DINO cannot be tuned by 'adapters'"):
         trained(world, config(world, tune="adapters"), tmp_path)
+
+
+def test_workers_together_learn_what_one_learns(world: dict[str, Any]) -> None:
+    """Their shares of the losses, of the classes in sight and of the pairs are unequal."""
+    project = config(world, tune="all", batch_size=4, crop=[40, 64])
+    given = tune.Given(project, *rows(world), world["labels"].slice(0, 0), {})
+    assert_as_one(lambda: tune.begun(tune.work_of(given)), project.training, 2, 3)
 
 
 @pytest.mark.slow

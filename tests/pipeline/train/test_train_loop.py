@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,11 +10,12 @@ import torch
 from pipeline.config import TrainingConfig
 from pipeline.errors import PipelineError
 from pipeline.train import loop
-from pipeline.train.state import FileCheckpoints
+from pipeline.train.state import FileCheckpoints, Peers
 from tests.pipeline.models import clip_files
+from tests.pipeline.train.together import Memory
 
 
-class Line:
+class Line(loop.Learner):
     """y = 2x + 1 from noisy examples."""
 
     def __init__(self) -> None:
@@ -28,16 +30,9 @@ class Line:
         x = torch.rand(1, generator=random) * 4 - 2
         return x, 2 * x + 1 + torch.randn(1, generator=random) * 0.05
 
-    def loss(self, examples: list[Any]) -> torch.Tensor:
+    def loss(self, examples: list[Any], numbers: Sequence[int], peers: Peers) -> torch.Tensor:
         x, y = (torch.stack(part) for part in zip(*examples, strict=True))
-        return ((self.network(x) - y) ** 2).mean()
-
-
-class Memory:
-    def load(self) -> None:
-        return None
-
-    def save(self, state: dict[str, Any]) -> None: ...
+        return ((self.network(x) - y) ** 2).sum() / len(numbers)
 
 
 def config(**more: Any) -> TrainingConfig:
@@ -56,7 +51,7 @@ def test_it_learns_and_leaves_the_average_in_the_network() -> None:
 
 def test_a_killed_training_ends_as_if_undisturbed(tmp_path: Path) -> None:
     undisturbed = loop.fit(Line(), config(steps=50), Memory())
-    checkpoints = FileCheckpoints(tmp_path / "c.pt", "line")
+    checkpoints = FileCheckpoints(str(tmp_path / "c.pt"), "line")
     killed = False
 
     def kill(step: int, _: int) -> None:
@@ -73,7 +68,7 @@ def test_a_killed_training_ends_as_if_undisturbed(tmp_path: Path) -> None:
 
 
 def test_a_training_that_a_budget_ends_goes_on_from_that_very_step(tmp_path: Path) -> None:
-    checkpoints = FileCheckpoints(tmp_path / "c.pt", "line")
+    checkpoints = FileCheckpoints(str(tmp_path / "c.pt"), "line")
     steps: list[int] = []
 
     def spend(step: int, _: int) -> None:

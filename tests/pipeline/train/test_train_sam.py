@@ -18,10 +18,11 @@ from pipeline.models import sam_net
 from pipeline.models.profiles import build_segmenter
 from pipeline.predict import labelling
 from pipeline.store import Store
-from pipeline.train import TrainingResult, train
+from pipeline.train import TrainingResult, train, tune
 from pipeline.train.sam import DICE, FOCAL, Cuts, mask_loss, outlined
 from tests.pipeline.curated_rows import as_labels
 from tests.pipeline.train.test_train import annotated, image_rows, split_rows
+from tests.pipeline.train.together import assert_as_one
 
 SMALL = sam_net.SamConfig(
     image=64, patch=8, width=32, depth=2, heads=2, window=4, whole=(1,), prompt=32, feedforward=64, iou_hidden=32
@@ -66,12 +67,15 @@ def config(world: dict[str, Any], checkpoint: str = "", **training: Any) -> Proj
     return parse_config(text | {"models": {"segmenter": path}, "training": how | training})
 
 
-def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> TrainingResult:
+def rows(world: dict[str, Any]) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]:
+    """Images, training set, splits and annotated images."""
     of = {p.stem: "train" if i < 16 else "test" for i, p in enumerate(world["paths"])}
     images, splits = image_rows(world["paths"], EDGE), split_rows(of)
-    some = snapshot(as_labels(world["labels"]), splits, images)
-    held = world["labels"].slice(16)
-    return train(project, images, some, splits, annotated(of), Store(str(folder)), Compute(), held_out=held)
+    return images, snapshot(as_labels(world["labels"]), splits, images), splits, annotated(of)
+
+
+def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> TrainingResult:
+    return train(project, *rows(world), Store(str(folder)), Compute(), held_out=world["labels"].slice(16))
 
 
 def iou(world: dict[str, Any], project: ProjectConfig) -> float:
@@ -152,6 +156,17 @@ def test_without_masks_there_is_no_model_and_adapters_are_refused(world: dict[st
     assert trained(world | {"labels": bare}, config(world), tmp_path).models.num_rows == 0
     with pytest.raises(ConfigError, match="SAM cannot be tuned by 'adapters'"):
         trained(world, config(world, tune="adapters"), tmp_path)
+
+
+def test_workers_together_learn_what_one_learns(world: dict[str, Any]) -> None:
+    """Some photos have two eggs, so shares are unequal."""
+    both = [text for i in (0, 3, 7) for text in (world["texts"][i], masks.encode(~shape(i)[1]))]
+    project = config(world, tune="all")
+    images, training_set, splits, seen = rows(world)
+    more = training_set.filter(pa.array([i in ("i00", "i03", "i07") for i in training_set["image_id"].to_pylist()]))
+    twice = pa.concat_tables([training_set, more.set_column(more.column_names.index("mask"), "mask", [both[1::2]])])
+    given = tune.Given(project, images, twice, splits, seen, world["labels"].slice(0, 0), {})
+    assert_as_one(lambda: tune.begun(tune.work_of(given)), project.training, 3)
 
 
 @pytest.mark.slow

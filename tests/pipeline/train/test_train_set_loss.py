@@ -32,6 +32,12 @@ def together(*images: tuple[torch.Tensor, torch.Tensor, torch.Tensor]) -> Object
     return Objects.of([tuple(part.numpy() for part in image) for image in images])  # type: ignore[misc]
 
 
+def mean_loss(logits: torch.Tensor, boxes: torch.Tensor, truth: Objects, times: int = 1) -> torch.Tensor:
+    loss, pairs = set_loss(logits, boxes, truth, times)
+    assert pairs == len(match(logits, boxes, truth, times)[0])
+    return loss / max(1, pairs)
+
+
 @settings(deadline=None, max_examples=15)
 @given(queries=st.integers(3, 6), objects=st.integers(1, 3), seed=st.integers(0, 99))
 def test_no_other_matching_is_cheaper(queries: int, objects: int, seed: int) -> None:
@@ -68,7 +74,7 @@ def test_matching_and_loss_are_those_of_transformers() -> None:
     parts = theirs(outputs, targets)
     # theirs counts the focal loss of all queries over their number and back, so it too is a sum over objects
     total = WEIGHTS[0] * parts["loss_ce"] + WEIGHTS[1] * parts["loss_bbox"] + WEIGHTS[2] * parts["loss_giou"]
-    ours = set_loss(outputs["logits"], outputs["pred_boxes"], both)
+    ours = mean_loss(outputs["logits"], outputs["pred_boxes"], both)
     assert ours.item() == pytest.approx(total.item(), rel=1e-5)
 
 
@@ -76,10 +82,10 @@ def test_tokens_a_caption_has_not_got_and_ignored_regions_do_not_count() -> None
     logits, boxes, truth = drawn(8, 2, 5, 4)
     longer = torch.cat([logits, torch.full((1, 8, 3), -torch.inf)], dim=2)
     wider = together((truth.boxes, torch.cat([truth.tokens, torch.zeros(2, 3)], dim=1), truth.ignore))
-    plain = set_loss(logits, boxes, truth)
-    assert set_loss(longer, boxes, wider).item() == pytest.approx(plain.item())
+    plain = mean_loss(logits, boxes, truth)
+    assert mean_loss(longer, boxes, wider).item() == pytest.approx(plain.item())
     everywhere = together((truth.boxes, truth.tokens, torch.tensor([[0.5, 0.5, 1.0, 1.0]])))
-    inside = set_loss(logits, boxes, everywhere)
+    inside = mean_loss(logits, boxes, everywhere)
     kept = torch.from_numpy(match(logits, boxes, truth)[0])
     others = torch.ones(8, dtype=torch.bool)
     others[kept] = False
@@ -91,7 +97,7 @@ def test_an_image_without_objects_teaches_that_nothing_is_there() -> None:
     logits, boxes, _ = drawn(5, 1, 4, 5)
     nothing = together((torch.zeros(0, 4), torch.zeros(0, 4), torch.zeros(0, 4)))
     expected = losses.sigmoid_focal(logits, torch.zeros_like(logits)).sum()
-    assert set_loss(logits, boxes, nothing).item() == pytest.approx(expected.item())
+    assert mean_loss(logits, boxes, nothing).item() == pytest.approx(expected.item())
 
 
 def test_an_image_is_judged_by_its_own_objects_and_regions_alone() -> None:
@@ -100,11 +106,11 @@ def test_an_image_is_judged_by_its_own_objects_and_regions_alone() -> None:
     parts = [(t.boxes, t.tokens, region) for (*_, t), region in zip(some, regions, strict=True)]
     pairs = [len(t.boxes) * 2 for *_, t in some]
     alone = [
-        set_loss(logits, boxes, together(part), 2).item() * max(1, n)
+        mean_loss(logits, boxes, together(part), 2).item() * max(1, n)
         for (logits, boxes, _), part, n in zip(some, parts, pairs, strict=True)
     ]
     logits, boxes = (torch.cat([s[k] for s in some]) for k in (0, 1))
-    assert set_loss(logits, boxes, together(*parts), 2).item() == pytest.approx(sum(alone) / sum(pairs), rel=1e-5)
+    assert mean_loss(logits, boxes, together(*parts), 2).item() == pytest.approx(sum(alone) / sum(pairs), rel=1e-5)
 
 
 def test_focal_giou_and_dice_are_those_of_others() -> None:
@@ -123,7 +129,7 @@ def test_focal_giou_and_dice_are_those_of_others() -> None:
 def test_gradients_reach_tokens_and_boxes() -> None:
     logits, boxes, truth = drawn(6, 2, 4, 7)
     leaves: list[Any] = [logits.requires_grad_(), boxes.requires_grad_()]
-    set_loss(*leaves, truth).backward()
+    mean_loss(*leaves, truth).backward()
     query = match(logits.detach(), boxes.detach(), truth)[0].tolist()
     assert all(bool(leaf.grad.abs().sum() > 0) for leaf in leaves)
     assert sorted(torch.nonzero(boxes.grad[0].abs().sum(1)).flatten().tolist()) == sorted(query)
