@@ -1,8 +1,8 @@
 """A detector trained on Ray while one of its two workers is killed, and then a machine, beside one trained inline.
 
 The project is made inline up to its training set. Then `models` is made inline, and on a cluster of a head that only
-manages and two machines: one worker is killed (SIGKILL) when Ray knows of the first checkpoint, and one machine, with
-all of its processes, when it knows of the next one. Printed are how long either loss held training up, from the death
+manages and two machines: one worker is killed (SIGKILL) after the first checkpoint, and one machine, with
+all of its processes, after the next one. Printed are how long either loss held training up, from the death
 to the next checkpoint, and what the rows of `models` say.
 
 Run: OMP_NUM_THREADS=1 python benchmarks/lost_trainers.py [--project trees] [--steps 40]
@@ -21,12 +21,12 @@ import time
 from contextlib import suppress
 from pathlib import Path
 
+import torch
 import yaml
 from equality import Way
 from ray_nodes import Nodes, nodes
 
 from pipeline.config import projects_root
-from pipeline.train.ray_train import SNAPSHOT
 
 BEFORE = "collection,curation,labelling,training_set"
 CHECKPOINT_EVERY = 10
@@ -42,18 +42,16 @@ def trainer(cluster: Nodes, number: int) -> int:
 
 
 def known(way: Way) -> int:
-    """The step of the last checkpoint that Ray knows of."""
-    with suppress(ValueError, StopIteration):  # it is just being written, or not there yet
-        path = next((way.folder / "store" / way.name / "files" / "models" / "ray").glob(f"*/{SNAPSHOT}"))
-        return max(int(one["metrics"]["step"]) for one in json.loads(path.read_text())["checkpoint_results"])
-    return 0
+    """The step of the last checkpoint; 0 while there is none."""
+    found = [*(way.folder / "store" / way.name / "files" / "models").glob("*.checkpoint.pt")]
+    return int(torch.load(found[0], weights_only=True)["state"]["step"]) if found else 0
 
 
 def until(way: Way, running: subprocess.Popen[bytes], step: int) -> float:
     """Wait for a checkpoint of that step or later, or for the end; seconds that it took."""
     start = time.monotonic()
     while running.poll() is None and known(way) < step:
-        time.sleep(0.05)
+        time.sleep(0.2)
     return time.monotonic() - start
 
 

@@ -11,7 +11,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from pipeline import schema, weights
+from pipeline import schema
 from pipeline.compute import Compute
 from pipeline.config import ProjectConfig
 from pipeline.ids import fingerprint, producer, seed
@@ -101,7 +101,7 @@ def _train_fcos(
         return TrainingResult.nothing()
     classes = tuple(config.ontology.names)
     scenes = tuple(make_scenes(rows, boxes, classes))
-    job = fcos.Job(scenes, classes, config.training, config.source.tile.min_visible, weights.resolve(BACKBONE))
+    job = fcos.Job(scenes, classes, config.training, config.source.tile.min_visible, BACKBONE)
     trained_on = sorted(rows["image_id"].to_pylist())
     identity = fingerprint(_settings(config, FCOS), classes, snapshot_of(training_set), trained_on)
     name = producer(FCOS, VERSION, identity)

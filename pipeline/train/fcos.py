@@ -5,11 +5,11 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from pipeline import weights
 from pipeline.config import TrainingConfig
 from pipeline.errors import DataError
 from pipeline.models.fcos import FcosConfig, build
@@ -31,7 +31,7 @@ class Job:
     classes: tuple[str, ...]
     config: TrainingConfig
     min_visible: float
-    backbone: Path | None  # None: random weights, which only tests want
+    backbone: str | None  # a checkpoint, which workers look up themselves; None: random weights, which only tests want
     threads: int = 0  # 0 leaves torch's own
 
     @property
@@ -76,7 +76,8 @@ class FcosLearner(Learner):
         self._job, self._crops = job, _crops(job)
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         torch.manual_seed(job.config.seed)
-        network = build(job.model, job.backbone).to(self._device, memory_format=torch.channels_last).train()
+        network = build(job.model, weights.resolve(job.backbone) if job.backbone else None)
+        network = network.to(self._device, memory_format=torch.channels_last).train()
         for layer in network.features[:FROZEN_BLOCKS]:
             layer.requires_grad_(False)
         self.network = network

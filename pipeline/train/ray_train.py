@@ -27,7 +27,7 @@ Answer = TypeVar("Answer")
 # Ray Train looks at the cluster every 20 s: just after a machine is lost it still asks for as many workers as before.
 # By default it waits a minute for them, before it counts again.
 _START_SECONDS = {"RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "20"}
-_BACKEND = "cpu:gloo,cuda:nccl"
+_BACKENDS = {False: "gloo", True: "cpu:gloo,cuda:nccl"}  # whether on GPUs; few words are said on the CPU there, too
 _TOLD_EVERY = 0.1  # seconds between two questions to the driver whether to go on: each takes some milliseconds
 
 
@@ -101,6 +101,7 @@ class _Run:
         self._desk = ray.remote(num_cpus=0, scheduling_strategy=here)(_Desk).remote()
         least, most = (min(n, config.batch_size) for n in (config.min_workers, config.workers))
         workers: Any = (least, most) if least < most else most  # Ray's stubs do not know that bounds may be given
+        gpu = _gpus(ray, compute) >= least
         self._files, path = open_files(checkpoints.uri)
         folder, _, name = path.rpartition("/")
         self._notes = f"{folder}/ray/{name}"  # Ray's own, of which it needs none to go on
@@ -109,8 +110,8 @@ class _Run:
         self._trainer = TorchTrainer(
             _loop,
             train_loop_config={"train": train, "checkpoints": checkpoints, "desk": self._desk, "code": installed()},
-            torch_config=TorchConfig(backend=_BACKEND),
-            scaling_config=ScalingConfig(num_workers=workers, use_gpu=_gpus(ray, compute) >= least),
+            torch_config=TorchConfig(backend=_BACKENDS[gpu]),
+            scaling_config=ScalingConfig(num_workers=workers, use_gpu=gpu),
             run_config=RunConfig(
                 name=name,
                 storage_path=f"{folder}/ray",

@@ -6,16 +6,18 @@ import json
 import os
 import sys
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from PIL import Image
 
+from pipeline.compute import Compute
 from pipeline.config import TrainingConfig
-from pipeline.files import LocalFiles
 from pipeline.train import fcos
 from pipeline.train.scenes import Scene
+from pipeline.train.state import FileCheckpoints
 
 
 def job(folder: Path, **settings: Any) -> fcos.Job:
@@ -31,13 +33,9 @@ def job(folder: Path, **settings: Any) -> fcos.Job:
     return fcos.Job((scene,), ("Tree",), TrainingConfig(**given), 0.25, None, threads=1)
 
 
-class Memory:
-    """Checkpoints that nobody needs."""
-
-    def load(self) -> None:
-        return None
-
-    def save(self, state: dict[str, Any]) -> None: ...
+def kept(folder: Path) -> FileCheckpoints:
+    """Where its checkpoints lie."""
+    return FileCheckpoints(str(folder / "files" / "run.pt"), "job")
 
 
 STEP_SECONDS = 0.1  # at least, so that there is time to kill somebody
@@ -45,19 +43,19 @@ STEP_SECONDS = 0.1  # at least, so that there is time to kill somebody
 
 def noted(options: dict[str, Any]) -> None:
     """Training on a worker that notes each step: a line of step, rank, workers, process and node's process."""
-    from pipeline.train import ray_train
+    from pipeline.train import loop, ray_train
 
-    advance = fcos._Trainer.advance
-    folder = Path(options["job"].scenes[0].rows[0]["uri"]).parent
+    advance = loop._Trainer.advance
+    folder = Path(options["train"].args[0].scenes[0].rows[0]["uri"]).parent
 
-    def and_note(trainer: fcos._Trainer, crops: Any) -> None:
+    def and_note(trainer: loop._Trainer, crops: Any) -> None:
         advance(trainer, crops)
         time.sleep(STEP_SECONDS)
         who = trainer.peers.rank, trainer.peers.count, os.getpid(), os.environ["RAY_RAYLET_PID"]
         with (folder / f"{os.getpid()}.steps").open("a") as notes:
             notes.write(f"{trainer.step} {' '.join(map(str, who))}\n")
 
-    fcos._Trainer.advance = and_note  # type: ignore[method-assign]
+    loop._Trainer.advance = and_note  # type: ignore[method-assign]
     ray_train._loop(options)
 
 
@@ -68,7 +66,8 @@ def main() -> None:
     from pipeline.train import ray_train
 
     ray_train._loop = noted
-    fitted = ray_train.fit(job(folder, **settings), str(folder / "ray"), "run", address, LocalFiles())
+    mine = job(folder, **settings)
+    fitted = ray_train.fit(partial(fcos.fit, mine), mine.config, kept(folder), Compute(address), None)
     torch.save({"state": fitted.state, "history": fitted.history}, folder / "fitted.pt")
 
 

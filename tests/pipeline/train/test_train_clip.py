@@ -26,7 +26,6 @@ from tests.pipeline.models import clip_files
 from tests.pipeline.train.test_train import annotated, image_rows, split_rows, truth
 from tests.pipeline.train.together import assert_as_one
 
-INLINE = Compute()
 CLASSES = ("red", "blue")
 
 
@@ -65,9 +64,10 @@ def rows(world: dict[str, Any]) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]
     return images, snapshot(as_labels(world["labels"]), splits, images), splits, annotated(world["of"])
 
 
-def trained(world: dict[str, Any], project: ProjectConfig, folder: Path, compute: Compute = INLINE) -> TrainingResult:
+def trained(world: dict[str, Any], project: ProjectConfig, folder: Path, *where: Any) -> TrainingResult:
+    """Inline, or `where`: a Compute and who is told of progress."""
     held = world["labels"].filter(pa.array([world["of"][i] == "test" for i in world["labels"]["image_id"].to_pylist()]))
-    return train(project, *rows(world), Store(str(folder)), compute, held_out=held)
+    return train(project, *rows(world), Store(str(folder)), *where or (Compute(),), held_out=held)
 
 
 def test_the_loss_is_the_mean_of_two_cross_entropies_over_pairs_that_belong_together() -> None:

@@ -16,7 +16,6 @@ from pipeline.models import fcos as model
 from pipeline.train import fcos
 from pipeline.train.scenes import Scene
 from pipeline.train.state import FileCheckpoints
-from pipeline.weights import resolve
 from tests.pipeline.train.together import Memory, assert_as_one, train
 
 
@@ -122,7 +121,7 @@ def test_pretrained_norms_keep_their_statistics(tmp_path: Path) -> None:
 def test_it_learns_to_find_squares(tmp_path: Path) -> None:
     config = TrainingConfig(steps=60, batch_size=2, crop=(100, 200), input_size=128, rotate=True, learning_rate=2e-3)
     scene = painted_scene(tmp_path)
-    job = fcos.Job((scene,), ("Tree",), config, 0.25, resolve("mobilenet_v2"))
+    job = fcos.Job((scene,), ("Tree",), config, 0.25, "mobilenet_v2")
     fitted = fcos.fit(job, Memory())
     network = model.build(job.model)
     network.load_state_dict(fitted.state)

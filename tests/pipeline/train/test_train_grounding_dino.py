@@ -21,7 +21,7 @@ from pipeline.models.profiles import build_labeller
 from pipeline.ontology import Class, Ontology
 from pipeline.predict import worker
 from pipeline.store import Store
-from pipeline.train import train, tune
+from pipeline.train import TrainingResult, train, tune
 from pipeline.train.grounding_dino import DinoLearner, _objects
 from pipeline.train.scenes import Crops, Scene
 from tests.pipeline.curated_rows import as_labels
@@ -47,8 +47,11 @@ TINY = grounding_dino_net.DinoConfig(
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    return made(tmp_path_factory.mktemp("world"))
+
+
+def made(folder: Path) -> dict[str, Any]:
     """Photos with a red and a blue square each, and a small network with random weights."""
-    folder = tmp_path_factory.mktemp("dino")
     random = np.random.default_rng(3)
     paths, boxes, classes, owner = [], [], [], []
     for i in range(6):
@@ -84,14 +87,15 @@ def rows(world: dict[str, Any]) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]
     return images, snapshot(as_labels(world["labels"]), splits, images), splits, annotated(of)
 
 
-def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> Any:
-    return train(project, *rows(world), Store(str(folder)), Compute()).models.to_pylist()
+def trained(world: dict[str, Any], project: ProjectConfig, folder: Path, *where: Any) -> TrainingResult:
+    """Inline, or `where`: a Compute and who is told of progress."""
+    return train(project, *rows(world), Store(str(folder)), *where or (Compute(),))
 
 
 @pytest.mark.parametrize("how", ["decoder", "all"])
 def test_what_was_tuned_takes_the_detectors_place(world: dict[str, Any], how: str, tmp_path: Path) -> None:
     project = config(world, tune=how, steps=2)
-    (row,) = trained(world, project, tmp_path)
+    (row,) = trained(world, project, tmp_path).models.to_pylist()
     before, _ = grounding_dino_net.read_checkpoint(world["folder"] / "start.safetensors")
     after, sizes = grounding_dino_net.read_checkpoint(Path(row["path"]))
     moved = {key.split(".")[0] for key in before if not torch.equal(before[key], after[key])}
@@ -109,7 +113,7 @@ def test_what_was_tuned_takes_the_detectors_place(world: dict[str, Any], how: st
     mine = schema.where_in(rows, "image_id", ["d0"])
     kept = mine.filter(pa.compute.greater_equal(mine["score"], 0.1))
     np.testing.assert_allclose(np.sort(found.scores), np.sort(kept["score"].to_numpy()), atol=1e-6)
-    assert trained(world, project, tmp_path)[0]["sha256"] == row["sha256"]
+    assert trained(world, project, tmp_path).models["sha256"][0].as_py() == row["sha256"]
 
 
 def learner(prompts: dict[str, tuple[str, ...]], folder: Path) -> DinoLearner:
@@ -172,7 +176,7 @@ def test_workers_together_learn_what_one_learns(world: dict[str, Any]) -> None:
 @pytest.mark.slow
 def test_it_learns_to_find_what_it_is_asked_for(world: dict[str, Any], tmp_path: Path) -> None:
     """Six photos by heart: the best box of each prompt lies on its own square, and on no other."""
-    (row,) = trained(world, config(world, tune="all", steps=150, learning_rate=1e-3), tmp_path)
+    (row,) = trained(world, config(world, tune="all", steps=150, learning_rate=1e-3), tmp_path).models.to_pylist()
     own = config(world, row["path"])
     detector = build_labeller(own.labelling.labellers[0], ".", own)
     found = detector.detect([np.asarray(Image.open(p)) for p in world["paths"]])

@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -17,41 +18,104 @@ import pytest
 import torch
 from ray_nodes import Nodes, nodes
 
-from pipeline.files import LocalFiles
+from pipeline.compute import Compute
+from pipeline.errors import PipelineError
+from pipeline.images import UnusableImage
 from pipeline.train import fcos, ray_train
-from tests.pipeline.train.ray_job import Memory, job
+from pipeline.train.state import Fitted
+from tests.pipeline.train import test_train_clip as clip
+from tests.pipeline.train import test_train_grounding_dino as dino
+from tests.pipeline.train import test_train_sam as sam
+from tests.pipeline.train.ray_job import job, kept
+from tests.pipeline.train.together import Memory
 
+clips = clip.world
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
-def difference(a: fcos.Fitted | dict[str, Any], b: fcos.Fitted) -> float:
-    state = a["state"] if isinstance(a, dict) else a.state
-    assert state.keys() == b.state.keys()
-    return max(float((state[k].double() - b.state[k].double()).abs().max()) for k in b.state)
+def difference(a: dict[str, Any], b: Fitted) -> float:
+    assert a.keys() == b.state.keys()
+    return max(float((a[k].double() - b.state[k].double()).abs().max()) for k in b.state)
 
 
-def test_one_worker_trains_the_same_weights_and_two_nearly_so(tmp_path: Path) -> None:
-    settings = {"steps": 5, "checkpoint_every": 2}
-    alone = fcos.fit(job(tmp_path, **settings), Memory())
-    one = ray_train.fit(job(tmp_path, **settings), str(tmp_path / "ray"), "one", "auto", LocalFiles())
-    assert difference(one, alone) == 0 and one.history == alone.history
-    two = ray_train.fit(
-        job(tmp_path, **settings, workers=2, min_workers=2), str(tmp_path / "ray"), "two", "auto", LocalFiles()
-    )
-    # Adam divides tiny gradients by their own size, so the order of a sum shows in some weights.
-    assert 0 < difference(two, alone) < 5e-3
-    assert [h["step"] for h in two.history] == [1, 2, 3, 4, 5]
-    assert [h["loss"] for h in two.history] == pytest.approx([h["loss"] for h in alone.history], rel=1e-2)
-    assert not list((tmp_path / "ray").iterdir())  # a finished run leaves nothing behind
+def on_ray(job: fcos.Job, folder: Path) -> Fitted:
+    return ray_train.fit(partial(fcos.fit, job), job.config, kept(folder), Compute("auto"), None)
 
 
-def test_a_list_of_checkpoints_that_was_cut_short_costs_a_new_start(tmp_path: Path) -> None:
-    """Ray Train itself would refuse for ever."""
-    (tmp_path / "ray" / "run").mkdir(parents=True)
-    (tmp_path / "ray" / "run" / ray_train.SNAPSHOT).write_text('{"ray_version": "2.')
-    settings = {"steps": 3, "checkpoint_every": 2}
-    fitted = ray_train.fit(job(tmp_path, **settings), str(tmp_path / "ray"), "run", "auto", LocalFiles())
-    assert fitted.history == fcos.fit(job(tmp_path, **settings), Memory()).history
+def test_one_worker_trains_the_same_weights(tmp_path: Path) -> None:
+    mine = job(tmp_path, steps=5, checkpoint_every=2)
+    alone, fitted = fcos.fit(mine, Memory()), on_ray(mine, tmp_path)
+    assert difference(fitted.state, alone) == 0 and fitted.history == alone.history
+    assert kept(tmp_path).result() is not None  # until whoever asked for it has used it
+    assert not list((tmp_path / "files" / "ray").iterdir())
+
+
+def test_what_is_wrong_with_a_photo_is_told_as_it_is(tmp_path: Path) -> None:
+    mine = job(tmp_path, steps=5, max_failures=0)
+    (tmp_path / "p.png").unlink()
+    with pytest.raises(UnusableImage, match=r"p\.png"):
+        on_ray(mine, tmp_path)
+
+
+def workers() -> set[int]:
+    """Processes of Ray Train's workers below this one."""
+    todo, found = [os.getpid()], set()
+    while todo:
+        process = Path("/proc") / str(pid := todo.pop())
+        with suppress(OSError):  # it has ended
+            if b"RayTrainWorker" in (process / "cmdline").read_bytes():
+                found.add(pid)
+            todo += [int(c) for task in (process / "task").iterdir() for c in (task / "children").read_text().split()]
+    return found
+
+
+def test_a_killed_worker_costs_no_finished_step_and_a_spent_budget_keeps_the_last(
+    clips: dict[str, Any], tmp_path: Path
+) -> None:
+    """Two workers: one is killed after a checkpoint, then the budget is spent; one process ends what they began."""
+    project = clip.config(clips, steps=6, checkpoint_every=1, workers=2, min_workers=2)
+    told: list[int] = []
+    killed: set[int] = set()
+
+    def progress(step: int, _: int) -> None:
+        told.append(step)
+        if step >= 2 and not killed:
+            killed.update(workers())
+            os.kill(min(killed), signal.SIGKILL)
+        elif step >= 4:
+            assert not workers() & killed
+            raise PipelineError("the budget is spent", "raise it")
+
+    with pytest.raises(PipelineError, match="the budget"):
+        clip.trained(clips, project, tmp_path / "two", Compute("auto"), progress)
+    assert len(killed) == 2 and told == sorted(set(told))
+    (left,) = (tmp_path / "two" / "files" / "models").glob("*.pt")
+    told.clear()
+    both = clip.trained(clips, project, tmp_path / "two", Compute(), lambda step, _: told.append(step))
+    alone = clip.trained(clips, project, tmp_path / "one")
+    assert told[0] > 4 and told[-1] == 6 and not left.exists()
+    (mine,), (other,) = (result.models.to_pylist() for result in (both, alone))
+    assert mine["model"] == other["model"]
+    found, wanted = (json.loads(row["history"]) for row in (mine, other))
+    assert [h["step"] for h in found] == [1, 2, 3, 4, 5, 6]
+    assert [h["loss"] for h in found] == pytest.approx([h["loss"] for h in wanted], rel=1e-2)
+
+
+@pytest.mark.parametrize("kind", [sam, pytest.param(dino, marks=pytest.mark.weights)])
+def test_two_workers_tune_the_model_of_one(kind: Any, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> None:
+    made = kind.made(tmp_path_factory.mktemp("world"))
+    project = kind.config(made, steps=2, workers=2, min_workers=2)
+    told: list[tuple[int, int]] = []
+    both = kind.trained(made, project, tmp_path / "two", Compute("auto"), lambda *news: told.append(news))
+    alone = kind.trained(made, project, tmp_path / "one")
+    assert told[-1] == (2, 2)
+    (mine,), (other,) = (result.models.to_pylist() for result in (both, alone))
+    assert mine["model"] == other["model"] and Path(mine["path"]).is_file()
+    assert [p.name for p in Path(mine["path"]).parent.iterdir() if p.is_file()] == [Path(mine["path"]).name]
+    found, wanted = ([h["loss"] for h in json.loads(row["history"])] for row in (mine, other))
+    assert found == pytest.approx(wanted, rel=1e-2)
+    found, wanted = (result.curves["y"].to_pylist() for result in (both, alone))
+    assert found == pytest.approx(wanted, abs=0.02)
 
 
 class Step(NamedTuple):
@@ -77,17 +141,14 @@ class Training:
         return sorted(Step(*map(int, line.split())) for line in lines if line.endswith("\n"))
 
     def checkpoint(self) -> int:
-        """The step of the last checkpoint that Ray knows of."""
-        known = []
-        with suppress(FileNotFoundError, json.JSONDecodeError):  # it is just being written
-            known = json.loads((self.folder / "ray" / "run" / ray_train.SNAPSHOT).read_text())["checkpoint_results"]
-        return max((int(one["metrics"]["step"]) for one in known), default=0)
+        """The step of the last checkpoint."""
+        return int((kept(self.folder).load() or {"step": 0})["step"])
 
     def until(self, condition: Callable[[], bool]) -> None:
         end = time.monotonic() + 300
         while not condition():
             assert self.process.poll() is None and time.monotonic() < end
-            time.sleep(0.02)
+            time.sleep(0.1)
 
 
 @contextmanager
@@ -125,4 +186,4 @@ def test_a_lost_worker_and_a_lost_machine_cost_the_steps_since_the_last_checkpoi
     fitted = torch.load(tmp_path / "fitted.pt", weights_only=True)
     assert [h["step"] for h in fitted["history"]] == list(range(1, 51))
     assert [h["loss"] for h in fitted["history"]] == pytest.approx([h["loss"] for h in alone.history], rel=5e-2)
-    assert difference(fitted, alone) < 5e-2
+    assert difference(fitted["state"], alone) < 5e-2

@@ -44,7 +44,10 @@ def shape(number: int) -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.fixture(scope="module")
 def world(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    folder = tmp_path_factory.mktemp("sam")
+    return made(tmp_path_factory.mktemp("world"))
+
+
+def made(folder: Path) -> dict[str, Any]:
     paths, texts = [folder / f"i{i:02d}.png" for i in range(24)], []
     for i, path in enumerate(paths):
         pixels, mask = shape(i)
@@ -74,8 +77,10 @@ def rows(world: dict[str, Any]) -> tuple[pa.Table, pa.Table, pa.Table, pa.Table]
     return images, snapshot(as_labels(world["labels"]), splits, images), splits, annotated(of)
 
 
-def trained(world: dict[str, Any], project: ProjectConfig, folder: Path) -> TrainingResult:
-    return train(project, *rows(world), Store(str(folder)), Compute(), held_out=world["labels"].slice(16))
+def trained(world: dict[str, Any], project: ProjectConfig, folder: Path, *where: Any) -> TrainingResult:
+    """Inline, or `where`: a Compute and who is told of progress."""
+    store, held_out = Store(str(folder)), world["labels"].slice(16)
+    return train(project, *rows(world), store, *where or (Compute(),), held_out=held_out)
 
 
 def iou(world: dict[str, Any], project: ProjectConfig) -> float:

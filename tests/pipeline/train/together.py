@@ -26,11 +26,12 @@ class Memory:
     def save(self, state: dict[str, Any]) -> None: ...
 
 
-def train(make: Callable[[], Learner], config: TrainingConfig, workers: int) -> tuple[Fitted, Learner]:
-    """What the first of `workers` has at the end, and its learner; the others have the same."""
-    learners = [make() for _ in range(workers)]
+def peers(workers: int) -> list[Peers]:
+    """So many, to be used from as many threads."""
+    if workers == 1:
+        return [Peers()]
     parts: list[Any] = [None] * workers
-    meeting = Barrier(workers, timeout=60)
+    meeting = Barrier(workers, timeout=300)
 
     def add(rank: int, tensor: torch.Tensor) -> None:
         parts[rank] = tensor.clone()
@@ -38,13 +39,15 @@ def train(make: Callable[[], Learner], config: TrainingConfig, workers: int) -> 
         tensor.copy_(torch.stack(parts).sum(0))
         meeting.wait()
 
+    return [Peers(rank, workers, partial(add, rank)) for rank in range(workers)]
+
+
+def train(make: Callable[[], Learner], config: TrainingConfig, workers: int) -> tuple[Fitted, Learner]:
+    """What the first of `workers` has at the end, and its learner; the others have the same."""
+    learners, all_peers = [make() for _ in range(workers)], peers(workers)
+
     def fit(rank: int) -> Fitted:
-        try:
-            peers = Peers(rank, workers, partial(add, rank)) if workers > 1 else None
-            return loop.fit(learners[rank], config, Memory(), peers=peers)
-        except BaseException:
-            meeting.abort()
-            raise
+        return loop.fit(learners[rank], config, Memory(), peers=all_peers[rank])
 
     with ThreadPoolExecutor(workers) as pool:
         first, *others = pool.map(fit, range(workers))
