@@ -2,6 +2,8 @@
 
 import json
 import os
+import random
+import signal
 import subprocess
 import sys
 import time
@@ -203,17 +205,25 @@ def test_a_blocking_check_keeps_rows_from_being_committed(world: World) -> None:
 
 @pytest.mark.slow
 def test_killed_at_random_moments_it_ends_with_the_same_tables(finished: World, tmp_path: Path) -> None:
-    """SIGKILL a run again and again; the last one finishes what is left."""
-    expected = contents(Store(finished.project.store_uri))
+    """SIGKILL a run again and again, with ever more files there; the last one finishes what is left."""
+    store, second = Path(finished.project.store_uri), tmp_path / "second" / "store" / "squares"
+    expected = contents(Store(str(store)))
     environment = {**os.environ, "CVP_HOME": str(tmp_path / "second")}
     command = [sys.executable, "-c", "from assets import launch; launch.run('squares')"]
-    for wait in (6.0, 8.0, 10.0):
+    draw, whole = random.Random(0), len(files_of(store))
+    for share in (0.1, 0.4, 0.7):
         process = subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-        time.sleep(wait)
+        while len(files_of(second)) < share * whole and process.poll() is None:
+            time.sleep(0.1)
+        time.sleep(draw.uniform(0, 0.2))
         process.kill()
-        process.wait()
+        assert process.wait() == -signal.SIGKILL, "it has ended by itself"
     subprocess.run(command, env=environment, check=True, capture_output=True)
-    assert contents(Store(str(tmp_path / "second" / "store" / "squares"))) == expected
+    assert contents(Store(str(second))) == expected
+
+
+def files_of(store: Path) -> list[Path]:
+    return list(store.rglob("data.parquet"))
 
 
 def test_the_graph_is_in_order(world: World) -> None:
