@@ -6,6 +6,9 @@ READY := $(VENV)/.ready
 PEERS := tests/pipeline/exchange/test_peers.py tests/pipeline/exchange/test_label_studio_server.py
 # Two tests at a time, on a core each.
 ALONE = OMP_NUM_THREADS=1
+# In memory, where there is room: a disk takes its time to say that it has what was written, and Dagster asks it for
+# every event of a run.
+ROOMY := $(shell [ "$$(df --output=avail /dev/shm 2>/dev/null | tail -1)" -gt 8000000 ] 2>/dev/null && echo TMPDIR=/dev/shm)
 export CVP_HOME ?= $(CURDIR)/.cvp
 # Container images often set it; then each process compiles all that it imports anew: `cvp run` and Ray's start in
 # twice the time.
@@ -23,10 +26,10 @@ ui: $(READY)  ## the Dagster web UI on http://127.0.0.1:3000, with sensors and s
 	DAGSTER_HOME=$$($(BIN)/python -m assets.instance) $(BIN)/dagster dev -w workspace.yaml -h 127.0.0.1 -p $${PORT:-3000}
 
 test: $(READY) weights  ## set up, then run the default tests
-	$(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray and not network and not browser and not peers" tests
+	$(ALONE) $(ROOMY) $(BIN)/python -m pytest -n 2 --dist loadfile -m "not slow and not ray and not network and not browser and not peers" tests
 
 test-slow: $(READY) weights  ## the marked tests that need time or a loopback server
-	$(ALONE) $(BIN)/python -m pytest -n 2 --dist loadfile --timeout-method thread -m "(slow or network) and not ray and not browser and not peers" $(PEERS:%=--ignore=%) tests
+	$(ALONE) $(ROOMY) $(BIN)/python -m pytest -n 2 --dist loadfile --timeout-method thread -m "(slow or network) and not ray and not browser and not peers" $(PEERS:%=--ignore=%) tests
 
 test-ray: $(READY) weights  ## the marked tests that start Ray
 	$(BIN)/python -m pytest --timeout-method thread -m "ray and not browser and not peers" tests
