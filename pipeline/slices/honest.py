@@ -40,7 +40,8 @@ def first_half(units: Sequence[str]) -> Flags:
 
     Images of one unit stay together. Halves are drawn by name, so they do not change when other images come.
     """
-    return np.array([seed("half", name) % 2 == 0 for name in units], bool)
+    drawn = {name: seed("half", name) % 2 == 0 for name in set(units)}
+    return np.array([drawn[name] for name in units], bool)
 
 
 def worse(error: NDArray[np.floating], inside: Flags) -> bool:
