@@ -57,6 +57,7 @@ def build(project: Project) -> Stage:
 
     @stage.table(
         "detections",
+        "detection_counts",
         "proposals",
         "unanswered",
         "yields",
@@ -70,17 +71,22 @@ def build(project: Project) -> Stage:
     def detections(work: Work) -> Mapping[str, pa.Table]:
         """Every labeller looks at every image, decoded once; scores are kept raw.
 
-        Prompts that were asked before, of the same network, are not asked again.
+        Prompts that were asked before, of the same network, are not asked again, and a labeller without prompts
+        is shown new images only.
         """
         images, batch = work.read("images"), work.batch or ""
-        work.images = images.num_rows
-        known = work.store.read_or_empty("proposals", batch)
+        known = detect.Found(
+            work.known("detections", by_producer=True),
+            work.known("detection_counts", by_producer=True),
+            work.store.read_or_empty("proposals", batch),
+        )
         found = detect.find(images, work.project, work.compute, work.staging("detections"), known)
-        work.took = found.seconds
+        work.images, work.took = found.images, found.seconds
         work.show(labels=label_sheet(work, images, found.detections))
         brought = prompts.yields(batch, images, found.detections, found.proposals, found.unanswered, work.project)
         return {
             "detections": found.detections,
+            "detection_counts": found.detection_counts,
             "proposals": found.proposals,
             "unanswered": found.unanswered,
             "yields": brought,

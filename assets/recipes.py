@@ -75,8 +75,16 @@ class Recipe:
     @cached_property
     def code_version(self) -> str:
         """Changes with the code's own version, the tables' columns, and the configuration it reads."""
-        columns = [str(schema.table(name).schema) for name in self.outputs]
-        return fingerprint(self.code, columns, self.config(self.project))
+        return fingerprint(*self._own, self.config(self.project))
+
+    @cached_property
+    def own_version(self) -> str:
+        """As `code_version`, without the configuration: for rows whose producer tells all that they depend on of it."""
+        return fingerprint(*self._own)
+
+    @property
+    def _own(self) -> tuple[str, list[str]]:
+        return self.code, [str(schema.table(name).schema) for name in self.outputs]
 
     def key(self, table: str) -> dg.AssetKey:
         return dg.AssetKey([self.project.name, table])
@@ -117,6 +125,8 @@ class Work:
     fingerprint: str = ""
     code: str = ""
     """The recipe's `code_version`: what decides rows besides inputs."""
+    own: str = ""
+    """The recipe's `own_version`."""
     metadata: dict[str, Any] = field(default_factory=dict)
     images: int | None = None
     """That were worked on; None where nothing counts them."""
@@ -180,13 +190,17 @@ class Work:
         mine = self.batch if schema.table(name).batched else None
         return self.store.read(name, mine, columns)
 
-    def known(self, name: str) -> pa.Table:
+    def known(self, name: str, by_producer: bool = False) -> pa.Table:
         """This batch's rows of the last time, if the same code, configuration and models made them; else none.
 
         An image's id is the hash of its content: while it is there, its rows are what would be made again.
+
+        Args:
+            by_producer: whatever the configuration was then: which rows still hold is told by their producers.
         """
         receipt = self.store.receipt(name, self.batch)
-        same = receipt is not None and receipt.written_by.get("code") == self.code
+        key, now = ("own", self.own) if by_producer else ("code", self.code)
+        same = receipt is not None and receipt.written_by.get(key) == now
         return self.store.read(name, self.batch) if same else schema.table(name).empty()
 
     def read_all(self, name: str) -> pa.Table:

@@ -41,7 +41,7 @@ def run_recipe(recipe: Recipe, work: Work) -> Done:
     if mark is None:
         missing = [name for name in recipe.inputs if work.contents(name) is None]
         raise PipelineError(f"its inputs are missing: {', '.join(missing)}", "materialise them first")
-    work.fingerprint, work.code = mark, recipe.code_version
+    work.fingerprint, work.code, work.own = mark, recipe.code_version, recipe.own_version
     fresh = recipe.receipts(work, mark)
     if fresh is not None:
         progress.tell(progress.Step(recipe.name, work.batch, skipped=True, seconds=0.0, rows=fresh[0].rows))
@@ -82,6 +82,7 @@ def _made(recipe: Recipe, work: Work, mark: str) -> Done:
         "seconds": seconds,
         "at": started.isoformat(),
         "code": recipe.code_version,
+        "own": recipe.own_version,
     } | ({"failed": failures.num_rows} if (failures := _failures(work)) else {})
     receipts = [
         work.store.write(

@@ -1,14 +1,15 @@
 """Images to boxes: every labeller of the project looks at every image, decoded once.
 
 Labellers that answer prompts one by one give proposals. These are kept, and only what has not been
-asked yet is asked again; thresholds, negative prompts and suppression work on what is kept.
+asked yet is asked again; thresholds, negative prompts and suppression work on what is kept. Of the others
+it is counted which images they have looked at, and only new ones are shown to them.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,7 @@ import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import boxes as box_ops
-from pipeline import schema
+from pipeline import looked, schema
 from pipeline.compute import AheadWorker, Compute, map_batches
 from pipeline.config import Project, ProjectConfig
 from pipeline.images import Pixels, Reader, UnusableImage
@@ -30,11 +31,14 @@ from pipeline.store import Staging
 
 _TOUCHES = 1.0  # pixels from an edge
 _KEYS = ["image_id", "batch", "width", "height", "tile_x", "tile_y", "photo_width", "photo_height"]
-_ASKED = "asked"  # per image and prompted labeller: which of its captions to ask
+_ASKED = "asked"  # per image and labeller: which of its captions to ask, none of a plain one; null: it is not asked
+_LOOKED = "looked"
+_LOOK_KEYS = ["image_id", "batch", "producer"]
 _TOOK = "took"
 _MARKS = {"detections": "annotation_id", "proposals": "caption", "unanswered": "reason"}  # what only they have
 _MIXED = pa.schema(
-    {field.name: field.type for name in _MARKS for field in schema.table(name).schema} | {_TOOK: pa.float64()}
+    {field.name: field.type for name in _MARKS for field in schema.table(name).schema}
+    | {_LOOKED: pa.bool_(), _TOOK: pa.float64()}
 )
 _Part = tuple[dict[str, Any], str, Detections]
 _Read = tuple[dict[str, Any], Pixels]
@@ -45,23 +49,26 @@ class Found:
     """All that labellers said of some images.
 
     Attributes:
-        detections, proposals, unanswered: rows of these tables.
+        detections, detection_counts, proposals, unanswered: rows of these tables.
         seconds: that each labeller took, by producer, in all workers together.
+        images: at which somebody had to look.
     """
 
     detections: pa.Table
+    detection_counts: pa.Table
     proposals: pa.Table
-    unanswered: pa.Table
-    seconds: dict[str, float]
+    unanswered: pa.Table = field(default_factory=schema.table("unanswered").empty)
+    seconds: dict[str, float] = field(default_factory=dict)
+    images: int = 0
 
 
 class DetectWorker(AheadWorker):
     """Rows of `images` to what each labeller says of them.
 
-    The rows that come out are of several tables in one (`_MIXED`): detections of plain labellers,
-    proposals of prompted ones, images that could not be answered, and the seconds each labeller took, so
-    that these are known of resumed work, too. A column `asked`, if there is one, holds for each prompted
-    labeller the captions to ask; else all are asked.
+    The rows that come out are of several tables in one (`_MIXED`): detections of plain labellers and the images
+    that these looked at, proposals of prompted ones, images that could not be answered, and the seconds each
+    labeller took, so that these are known of resumed work, too. A column `asked`, if there is one, holds for each
+    labeller what it is asked (`_ASKED`); else all are asked for all.
     """
 
     def __init__(self, config: ProjectConfig, folder: str) -> None:
@@ -75,36 +82,44 @@ class DetectWorker(AheadWorker):
     def answer(self, rows: pa.Table, read: Iterable[Pixels | UnusableImage]) -> pa.Table:
         """What the labellers say of the images that can be read."""
         seen, parts = self._sorted(rows, read)
-        images = [image for _, image in seen]
-        prompted = 0
-        plain = []
-        for labeller in self._labellers:
+        for number, labeller in enumerate(self._labellers):
             start = time.perf_counter()
-            if isinstance(labeller, Prompted):
-                parts += _proposed(labeller, seen, prompted)
-                prompted += 1
-            else:
-                plain.append((labeller.producer, labeller.detect(images) if images else []))
+            mine = [(row, image) for row, image in seen if _is_asked(row, number)]
+            parts += _proposed(labeller, mine, number) if isinstance(labeller, Prompted) else _detected(labeller, mine)
             parts.append(pa.table({"producer": [labeller.producer], _TOOK: [time.perf_counter() - start]}))
-        said = [(key, producer, found[k]) for k, (key, _) in enumerate(seen) for producer, found in plain]
-        return pa.concat_tables([_mixed(part) for part in (detection_rows(said), *parts)])
+        return pa.concat_tables([_mixed(part) for part in parts])
 
     def _sorted(self, rows: pa.Table, read: Iterable[Pixels | UnusableImage]) -> tuple[list[_Read], list[pa.Table]]:
         """The images that can be read, with their rows, and rows of `unanswered` for the others."""
         seen, failed = [], []
         for row, image in zip(rows.to_pylist(), read, strict=True):
             if isinstance(image, UnusableImage):
-                failed += [_unanswered(row, labeller.producer, image.reason) for labeller in self._labellers]
+                asked = [one for number, one in enumerate(self._labellers) if _is_asked(row, number)]
+                failed += [_unanswered(row, labeller.producer, image.reason) for labeller in asked]
             else:
                 seen.append((row, image))
         return seen, failed
+
+
+def _is_asked(row: dict[str, Any], number: int) -> bool:
+    """Whether the labeller of that number is to look at an image."""
+    return _ASKED not in row or row[_ASKED][number] is not None
+
+
+def _detected(labeller: Detector, read: Sequence[_Read]) -> list[pa.Table]:
+    """Rows of detections of a plain labeller, and a mark for each image, for it may find nothing."""
+    found = labeller.detect([image for _, image in read]) if read else []
+    said = detection_rows([(row, labeller.producer, one) for (row, _), one in zip(read, found, strict=True)])
+    names = {name: pa.array([row[name] for row, _ in read], pa.string()) for name in ("image_id", "batch")}
+    producer = pa.array([labeller.producer] * len(read), pa.string())
+    return [said, pa.table({**names, "producer": producer, _LOOKED: pa.array([True] * len(read), pa.bool_())})]
 
 
 def _proposed(labeller: Prompted, read: Sequence[_Read], number: int) -> list[pa.Table]:
     """Rows of proposals; where a batch fails, image by image, so that one costs only itself.
 
     Args:
-        number: of the labeller among the prompted ones.
+        number: of the labeller.
     """
     every = range(len(labeller.questions.captions))
     asked = [row[_ASKED][number] if _ASKED in row else every for row, _ in read]
@@ -190,53 +205,82 @@ def detect(images: pa.Table, project: Project, compute: Compute, staging: Stagin
     return find(images, project, compute, staging).detections
 
 
-def find(
-    images: pa.Table, project: Project, compute: Compute, staging: Staging, known: pa.Table | None = None
-) -> Found:
+def find(images: pa.Table, project: Project, compute: Compute, staging: Staging, known: Found | None = None) -> Found:
     """As `detect`, with all else that is known afterwards.
 
     Args:
-        known: rows of `proposals` of an earlier time; what they answer is not asked again.
+        known: of an earlier time. What its proposals answer is not asked again, and a plain labeller does not look
+            again at images that it is counted for, under the name that it has now.
     """
-    known = schema.table(proposals.TABLE).empty() if known is None else known
+    known = known or Found(*(schema.table(name).empty() for name in ("detections", "detection_counts", "proposals")))
     labellers = project.config.labelling.labellers
+    producers = [labeller_producer(labeller, project.folder, project.config) for labeller in labellers]
     prompted = prompted_by(project.config)
-    wanted = _wanted(images, known, prompted, all_images=len(prompted) < len(labellers))
+    seen = _seen(images, known, producers)
+    wanted = _wanted(images, known, seen, producers, project.config)
     options = {"config": project.config, "folder": str(project.folder)}
     some = labellers and wanted.num_rows
     said = map_batches(DetectWorker, options, wanted, compute, staging) if some else _MIXED.empty_table()
-    answers = pa.concat_tables([_still_asked(known, prompted), part_of(said, proposals.TABLE)])
+    answers = pa.concat_tables([_still_asked(known.proposals, prompted), part_of(said, proposals.TABLE)])
     clock = said.filter(pc.is_valid(said[_TOOK])).group_by("producer").aggregate([(_TOOK, "sum")])
-    drawn = [part_of(said, "detections"), *(settled(images, answers, q) for q in prompted)]
-    producers = [labeller_producer(labeller, project.folder, project.config) for labeller in labellers]
+    kept = looked.rows_of(known.detections, seen)
+    drawn = [kept, part_of(said, "detections"), *(settled(images, answers, q) for q in prompted)]
+    found = _in_order(pa.concat_tables(drawn), images, producers)
     return Found(
-        _in_order(pa.concat_tables(drawn), images, producers),
+        found,
+        _counts(found, seen, said, images, producers),
         answers,
         part_of(said, "unanswered"),
         dict(zip(clock["producer"].to_pylist(), clock[f"{_TOOK}_sum"].to_pylist(), strict=True)),
+        wanted.num_rows,
     )
+
+
+def _seen(images: pa.Table, known: Found, producers: Sequence[str]) -> pa.Table:
+    """The rows of `detection_counts` of an earlier time that still hold, of labellers and images that are there."""
+    counts = schema.where_in(known.detection_counts, "producer", producers)
+    return looked.standing(
+        counts.filter(pc.is_in(counts["image_id"], images["image_id"].combine_chunks())), known.detections
+    )
+
+
+def _counts(found: pa.Table, seen: pa.Table, said: pa.Table, images: pa.Table, producers: Sequence[str]) -> pa.Table:
+    """Rows of `detection_counts`: of the images that plain labellers had seen before or have seen now."""
+    now = said.filter(pc.is_valid(said[_LOOKED])).select(_LOOK_KEYS)
+    pairs = pa.concat_tables([seen.select(_LOOK_KEYS), now.cast(seen.select(_LOOK_KEYS).schema)])
+    return schema.table("detection_counts").conform(looked.counted(_in_order(pairs, images, producers), found))
 
 
 def prompted_by(config: ProjectConfig) -> list[Questions]:
     """What labellers ask that answer prompts one by one, labeller by labeller."""
-    asked = [labeller_questions(labeller, config) for labeller in config.labelling.labellers]
-    return [questions for questions in asked if questions is not None]
+    return [questions for questions in _questions(config) if questions is not None]
 
 
-def _wanted(images: pa.Table, known: pa.Table, prompted: Sequence[Questions], all_images: bool) -> pa.Table:
+def _questions(config: ProjectConfig) -> list[Questions | None]:
+    """Of each labeller what it asks with prompts; None of a plain one."""
+    return [labeller_questions(labeller, config) for labeller in config.labelling.labellers]
+
+
+def _wanted(
+    images: pa.Table, known: Found, seen: pa.Table, producers: Sequence[str], config: ProjectConfig
+) -> pa.Table:
     """The images that somebody must look at, with what to ask of each."""
-    if not prompted:
-        return images
     names = images["image_id"].to_pylist()
-    asked: list[list[list[int]]] = [[] for _ in names]
+    asked: list[list[list[int] | None]] = [[] for _ in names]
     others: set[tuple[str, str]] = set()
-    for questions in prompted:
+    no_caption: list[int] = []
+    for producer, questions in zip(producers, _questions(config), strict=True):
+        if questions is None:
+            before = set(seen.filter(pc.equal(seen["producer"], producer))["image_id"].to_pylist())
+            for name, captions in zip(names, asked, strict=True):
+                captions.append(None if name in before else no_caption)
+            continue
         mine = [(questions.model, caption.key) for caption in questions.captions]
-        for captions, missing in zip(asked, proposals.unasked(known, names, questions), strict=True):
-            captions.append([i for i in missing if mine[i] not in others])  # one network answers for all
+        for captions, missing in zip(asked, proposals.unasked(known.proposals, names, questions), strict=True):
+            captions.append([i for i in missing if mine[i] not in others] or None)  # one network answers for all
         others.update(mine)
     rows = images.append_column(_ASKED, pa.array(asked, pa.list_(pa.list_(pa.int32()))))
-    return rows if all_images else rows.filter(pa.array([any(captions) for captions in asked], pa.bool_()))
+    return rows.filter(pa.array([any(c is not None for c in captions) for captions in asked], pa.bool_()))
 
 
 def _still_asked(known: pa.Table, prompted: Sequence[Questions]) -> pa.Table:

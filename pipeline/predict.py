@@ -12,7 +12,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from numpy.typing import NDArray
 
-from pipeline import schema
+from pipeline import looked, schema
 from pipeline.compute import AheadWorker
 from pipeline.errors import WeightsError
 from pipeline.images import Pixels, Reader, UnusableImage
@@ -91,7 +91,7 @@ class TunedClipWorker(AheadWorker):
         vectors = self._encoder.encode_prepared(prepared())
         shares = zero_shot.probabilities(vectors, self._ontology, self._templates, self._encoder)
         kept = rows.take(pa.array(readable, pa.int64()))
-        return class_rows(self.model, self._ontology.names, kept, shares)
+        return looked.marked(class_rows(self.model, self._ontology.names, kept, shares), kept, self.model)
 
 
 class TunedDinoWorker(AheadWorker):
@@ -137,9 +137,10 @@ def _tuned(role: str, path: Path, details: dict[str, Any]) -> Chosen:
 
 
 class PredictWorker(AheadWorker):
-    """A trained detector as a worker of `compute.map_batches`: rows of images to rows of predictions.
+    """A trained detector as a worker of `compute.map_batches`: rows of images to rows of predictions, with a mark
+    for each image that it has looked at (`looked.apart`).
 
-    Images that can no longer be read get no predictions.
+    Images that can no longer be read get neither.
 
     Args:
         model: producer that the predictions carry. path: its checkpoint. sha256: of that file.
@@ -202,10 +203,11 @@ def _detected(
     rows: pa.Table,
     read: Iterable[Pixels | UnusableImage],
 ) -> pa.Table:
-    """Rows of `predictions` of the rows of images that can be read."""
+    """Rows of `predictions` of the rows of images that can be read, which are marked as looked at."""
     seen = [(i, image) for i, image in enumerate(read) if not isinstance(image, UnusableImage)]
     found = detect([image for _, image in seen])
-    return prediction_rows(model, rows.take(pa.array([i for i, _ in seen], pa.int64())), found)
+    readable = rows.take(pa.array([i for i, _ in seen], pa.int64()))
+    return looked.marked(prediction_rows(model, readable, found), readable, model)
 
 
 def by_shape(images: Sequence[Pixels]) -> list[list[int]]:

@@ -24,6 +24,7 @@ BASE = LEAVES | {
     "store",
     "vectors",
     "compute",
+    "looked",
     "weights",
     "images",
     "sources",

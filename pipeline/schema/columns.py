@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.schema.form import BOOL, DOUBLE, FLOAT, LONG, STRING, Column
+from pipeline.schema.form import BOOL, DOUBLE, FLOAT, INT, LONG, STRING, Column
 
 BATCH = Column("batch", STRING, "the batch it arrived in")
 IMAGE = Column("image_id", STRING, "SHA-256 of the file's bytes (of parent and window, for a tile)")
@@ -23,6 +23,14 @@ ANNOTATION = (
     Column("truncated", BOOL, "cut by the edge of its tile"),
     Column("ignore", BOOL, "too little visible to count: neither right nor wrong in evaluation"),
     Column("is_crowd", BOOL, "COCO iscrowd"),
+)
+
+# Told apart: who found nothing in an image, and who has not looked at it.
+COUNTED = (
+    IMAGE,
+    BATCH,
+    Column("producer", STRING, "who has looked at the image"),
+    Column("found", INT, "how many rows it has there"),
 )
 
 TRUST = (

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.schema.columns import ANNOTATION, BATCH, CURVE, IMAGE, SAID, TRUST
+from pipeline.schema.columns import ANNOTATION, BATCH, COUNTED, CURVE, IMAGE, SAID, TRUST
 from pipeline.schema.form import BOOL, CORNERS, DOUBLE, DOUBLES, FLOAT, INT, LONG, STRING, STRINGS, TIME, Column, Table
 
 TABLES = (
@@ -22,6 +22,13 @@ TABLES = (
             Column("text_score", FLOAT, "mean probability of its words"),
         ),
         ("image_id", "producer", "caption", "prompt", "rank"),
+        True,
+    ),
+    Table(
+        "detection_counts",
+        "which labeller has looked at which image, and how many boxes it has there, be it none",
+        COUNTED,
+        ("image_id", "producer"),
         True,
     ),
     Table(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from pipeline.schema.columns import ANNOTATION, CURVE
+from pipeline.schema.columns import ANNOTATION, COUNTED, CURVE
 from pipeline.schema.form import DOUBLE, INT, STRING, Column, Table
 
 TABLES = (
@@ -45,6 +45,13 @@ TABLES = (
         "what trained models say: boxes, or the most probable classes of whole images",
         (*ANNOTATION, Column("rank", INT, "1 is the best class of its image; null for boxes", True)),
         ("annotation_id",),
+        True,
+    ),
+    Table(
+        "prediction_counts",
+        "which trained model has looked at which image, and how much it said there, be it nothing",
+        (*COUNTED, Column("checkpoint", STRING, "SHA-256 of the model's file")),
+        ("image_id", "producer"),
         True,
     ),
 )

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections import Counter
 from datetime import UTC, datetime
 from pathlib import Path
 
@@ -20,7 +21,8 @@ from assets.curation import encoder_of
 from assets.graph import recipes
 from assets.recipes import Work
 from assets.resources import s3_resource
-from pipeline import predict, schema
+from assets.running import run_recipe
+from pipeline import looked, predict, schema
 from pipeline.compute import Compute
 from pipeline.errors import ConfigError, PipelineError
 from pipeline.ids import content_hash
@@ -87,7 +89,7 @@ def test_a_photo_more_or_less_costs_only_itself(
     rows = [r for r in store.read_ledger().to_pylist() if r["started_at"] >= began]
     worked = {r["asset"]: r["images"] for r in rows}
     del worked["ground_truth"]
-    assert worked == {"images": 6, "quality": 1, "embeddings": 1, "detections": 6, "masks": 1}
+    assert worked == {"images": 6, "quality": 1, "embeddings": 1, "detections": 1, "masks": 1}
     monkeypatch.setenv("CVP_HOME", str(tmp_path / "other"))
     assert launch.run("squares", batches=["a"], select=select).success
     scratch = Store(finished.project.store_uri)
@@ -97,24 +99,53 @@ def test_a_photo_more_or_less_costs_only_itself(
 
 
 class Says:
-    """A trained model that says its own name of every image."""
+    """A trained model that says its own name of every image but the first that it sees, where it finds nothing."""
 
-    def __init__(self, model: str) -> None:
-        self.model = model
+    def __init__(self, model: str, shown: Counter[str]) -> None:
+        self.model, self.shown = model, shown
 
     def __call__(self, rows: pa.Table) -> pa.Table:
-        return predict.class_rows(self.model, ["square"], rows, np.ones((rows.num_rows, 1)))
+        self.shown[self.model] += rows.num_rows
+        said = rows.filter(pc.not_equal(rows["image_id"], pc.min(rows["image_id"])))
+        return looked.marked(
+            predict.class_rows(self.model, ["square"], said, np.ones((said.num_rows, 1))), rows, self.model
+        )
 
 
-def test_each_trained_model_predicts_for_itself(finished: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    models = pa.table({"model": ["one@1#0", "other@1#0"], "kind": ["detector"] * 2})
-    monkeypatch.setattr(predict, "labelling", lambda table: models)
-    monkeypatch.setattr(predict, "worker", lambda model, *_: (Says, {"model": model["model"]}))
+def test_each_trained_model_predicts_for_itself_and_sees_no_photo_twice(
+    finished: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    models, shown = {"one@1#0": "1", "other@1#0": "2"}, Counter[str]()
+    monkeypatch.setattr(
+        predict,
+        "labelling",
+        lambda _: pa.table({"model": [*models], "sha256": [*models.values()], "kind": ["fcos"] * 2}),
+    )
+    monkeypatch.setattr(predict, "worker", lambda model, *_: (Says, {"model": model["model"], "shown": shown}))
     (recipe,) = [r for r in recipes(finished.project) if r.name == "predictions"]
-    work = Work(finished.project, Store(finished.project.store_uri), Compute(), s3_resource(), "a", "f")
-    made = recipe.make(work)
-    assert isinstance(made, pa.Table)
-    assert sorted(made["producer"].to_pylist()) == ["one@1#0"] * 6 + ["other@1#0"] * 6
+    store = Store(finished.project.store_uri)
+    store.delete("predictions", "a")
+
+    def predicted() -> tuple[dict[str, int], pa.Table, pa.Table]:
+        shown.clear()
+        run_recipe(recipe, Work(finished.project, store, Compute(), s3_resource(), "a"))
+        return dict(shown), *(store.read(name, "a") for name in recipe.outputs)
+
+    asked, said, counts = predicted()
+    assert asked == {"one@1#0": 6, "other@1#0": 6} and said.num_rows == 10 and counts.num_rows == 12
+    draw(finished.source / "a" / "a.png", seed=77)
+    (finished.source / "a" / "a_00.png").unlink()
+    assert launch.run("squares", batches=["a"], select="images,embeddings").success
+    asked, said, counts = predicted()
+    assert asked == {"one@1#0": 1, "other@1#0": 1}
+    order = {image: i for i, image in enumerate(store.read("images", "a")["image_id"].to_pylist())}
+    for table in (said, counts):
+        places = [order[i] for i in table["image_id"].to_pylist()]
+        assert places == sorted(places[: len(places) // 2]) * 2, "photo by photo, of each model"
+    models["other@1#0"] = "3"
+    store.delete("predictions", "a")
+    # Counts without the rows that they are of say nothing, but where these are none; nor do those of another file.
+    assert predicted()[0] == {"one@1#0": 4, "other@1#0": 6}
 
 
 def test_a_changed_setting_redoes_only_what_depends_on_it(finished: World) -> None:

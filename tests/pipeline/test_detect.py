@@ -1,11 +1,13 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pyarrow.compute as pc
 import pytest
 
+from pipeline import detect as detect_module
 from pipeline import schema
 from pipeline.compute import Compute
 from pipeline.config import Project
@@ -102,6 +104,40 @@ def test_a_bad_image_does_not_lose_its_batch(tmp_path: Path) -> None:
     assert lost == [(ids[2], "tiny", "empty"), (ids[2], "mine", "empty")]
 
 
+def test_a_labeller_looks_only_at_what_it_has_not_seen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One image more, one gone, one of which a file was damaged, a labeller changed: as from scratch each time."""
+    shown: list[tuple[str, int]] = []
+    build = detect_module.build_labeller
+
+    def watched(labeller, *where):
+        made = build(labeller, *where)
+        look = made.detect
+        made.detect = lambda images: shown.append((labeller.name, len(images))) or look(images)
+        return made
+
+    monkeypatch.setattr(detect_module, "build_labeller", watched)
+    images = save(tmp_path, [*(speckled(k) for k in range(3)), np.zeros((20, 20, 3), np.uint8), speckled(4)])
+    mine = [[70, 50, 80, 60], [70, 50, 80, 60]]  # beyond the edge of the small one
+    task = project(tmp_path, mine)
+    first = find(images.slice(0, 4), task, Compute(), staging(tmp_path, "1"))
+    zeros = first.detection_counts.filter(pc.equal(first.detection_counts["found"], 0))
+    assert zeros["image_id"].unique().to_pylist() == [images["image_id"][3].as_py()], "that nothing is there is known"
+
+    def again(name: str, task: Project, known: Found) -> dict[str, int]:
+        shown.clear()
+        found = find(images.slice(1), task, Compute(), staging(tmp_path, name), known)
+        asked = dict(shown)
+        scratch = find(images.slice(1), task, Compute(), staging(tmp_path, f"{name} from scratch"))
+        assert found.detections.equals(scratch.detections) and found.detection_counts.equals(scratch.detection_counts)
+        return asked
+
+    assert again("2", task, first) == {"tiny": 1, "mine": 1}
+    assert again("3", project(tmp_path, mine[:1]), first) == {"tiny": 1, "mine": 4}, "another producer"
+    lost = replace(first, detections=first.detections.slice(2))  # of another run than its counts
+    assert again("4", task, lost) == {"tiny": 1, "mine": 1}
+    assert again("5", task, replace(first, detections=first.detections.slice(5))) == {"tiny": 2, "mine": 2}
+
+
 def test_a_labeller_that_fails_is_named(tmp_path: Path) -> None:
     images = save(tmp_path, [np.full((20, 20, 3), 7, np.uint8)])
     with pytest.raises(DataError, match=r"'mine'.*ValueError: bad pixels"):
@@ -188,7 +224,7 @@ def test_proposals_are_kept_and_only_what_is_new_is_asked(
 
     def again(name: str, **how: object) -> Found:
         counted.clear()
-        return find(images, prompted(tmp_path, checkpoint, **how), Compute(), staging(tmp_path, name), first.proposals)
+        return find(images, prompted(tmp_path, checkpoint, **how), Compute(), staging(tmp_path, name), first)
 
     same = again("2", others=0)
     assert counted == [] and same.proposals.equals(first.proposals)
