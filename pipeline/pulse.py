@@ -15,7 +15,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -37,7 +37,8 @@ class Pulse:
         done, total: images, 0 where the work does not say. kept: of `done`, what an earlier run had finished.
         began, seen: seconds since 1970, by the clock of its host.
         mode, workers: as in `Compute`; how many are up. busy, waiting: shards in work, and in the queue.
-        lost: workers that died. memory: peak MiB of its process and its children on that host.
+        lost: workers that died. nodes: on Ray, how many are up on each machine.
+        memory: peak MiB of its process and its children on that host.
     """
 
     table: str
@@ -55,6 +56,7 @@ class Pulse:
     waiting: int = 0
     lost: int = 0
     memory: float = 0.0
+    nodes: dict[str, int] = field(default_factory=dict)
 
     @property
     def rate(self) -> float:
@@ -92,6 +94,7 @@ class Beat:
     def load(self, load: Load) -> None:
         """Workers and queue; the first time also what an earlier run has left to do."""
         now: dict[str, Any] = {"workers": load.workers, "busy": load.busy, "waiting": load.waiting, "lost": load.lost}
+        now["nodes"] = dict(load.nodes)
         with self._lock:
             if not self.pulse.total:
                 now |= {"kept": load.kept, "done": load.kept, "total": load.total}

@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 _STATE_STYLE = {"fresh": "green", "stale": "yellow", "missing": "red", "waiting": "dim"}
 _MOST_LOSSES = 10
+_MOST_NODES = 4
 _FINDING_MARK = {"ok": "[green]✓[/]", "warning": "[yellow]![/]", "broken": "[red]✗[/]"}
 
 
@@ -365,7 +366,10 @@ def _workers(pulse: Pulse) -> str:
     if not pulse.workers:
         return ""
     lost = f", {pulse.lost} lost" if pulse.lost else ""
-    return f"{pulse.busy} of {pulse.workers} busy, {pulse.mode}{lost}"
+    most = sorted(pulse.nodes.items(), key=lambda node: (-node[1], node[0]))
+    named = ", ".join(f"{number} on {node}" for node, number in most[:_MOST_NODES])
+    rest = f" and {len(most) - _MOST_NODES} more machines" if len(most) > _MOST_NODES else ""
+    return f"{pulse.busy} of {pulse.workers} busy, {pulse.mode}{lost}{': ' if named else ''}{named}{rest}"
 
 
 def _rate(images_a_second: float) -> str:

@@ -197,7 +197,7 @@ class _Nurse:
             raise
 
 
-_NAMES = ("image_id", "batch", "uri", "file_name")
+_NAMES = ("image_id", "batch", "uri", "file_name", "unit")
 
 
 def _failure(rows: pa.Table, reason: str) -> pa.Table:

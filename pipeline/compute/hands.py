@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 from collections import Counter, deque
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Protocol, TypeVar
 
 import pyarrow as pa
@@ -22,6 +22,9 @@ class Hands(Protocol[H]):
 
     def idle(self) -> list[H]:
         """Those that are up and have nothing to do."""
+
+    def nodes(self) -> Mapping[str, int]:
+        """How many of them are up on each machine; nothing where that is this one."""
 
     def give(self, hand: H, shard: str, rows: pa.Table, carefully: bool) -> None:
         """Have one do a shard."""
@@ -55,7 +58,7 @@ def share_out(hands: Hands[H], todo: Todo, tell: Tell) -> Iterator[int]:
                     shard, rows = waiting.popleft()
                     hands.give(hand, shard, rows, deaths[shard] > 0)
             busy, idle = len(parts) - len(waiting), len(hands.idle())
-            tell(busy + idle, busy, len(waiting), deaths.total())
+            tell(busy + idle, busy, len(waiting), deaths.total(), hands.nodes())
             if not waiting:
                 hands.dismiss()
             for shard, done in hands.wait():

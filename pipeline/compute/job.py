@@ -5,7 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import Any, Protocol
@@ -45,7 +45,7 @@ Progress = Callable[[int, int], None]  # images done, images in all
 @dataclass(frozen=True)
 class Load:
     """How a piece of work stands: workers up, those at work, shards in the queue, workers that died so far;
-    images that an earlier run had done, and images in all."""
+    images that an earlier run had done, and images in all; on Ray, how many workers each machine has."""
 
     workers: int
     busy: int
@@ -53,9 +53,10 @@ class Load:
     lost: int
     kept: int
     total: int
+    nodes: Mapping[str, int] = field(default_factory=dict)
 
 
-Tell = Callable[[int, int, int, int], None]  # the first four of `Load`
+Tell = Callable[[int, int, int, int, Mapping[str, int]], None]  # the first four of `Load`, and its last
 Failures = Callable[[pa.Table], None]  # the input rows that killed their worker, with a column `reason`
 
 

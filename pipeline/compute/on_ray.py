@@ -13,6 +13,7 @@ import logging
 import os
 import socket
 import time
+from collections import Counter
 from collections.abc import Iterator
 from functools import lru_cache
 from importlib.metadata import version
@@ -64,7 +65,9 @@ class _Shards:
 
     def up(self) -> tuple[str, str]:
         """Answers once the actor is running: its machine, and the code that it runs."""
-        return socket.gethostname(), installed()
+        import ray
+
+        return f"{socket.gethostname()} ({ray.util.get_node_ip_address()})", installed()
 
     def do(self, shard: str, data: bytes, carefully: bool) -> None:
         rows = unpacked(data)
@@ -97,6 +100,7 @@ class _Actors:
         self._starting: dict[Any, tuple[Any, int]] = {}
         self._idle: list[Any] = []
         self._busy: dict[Any, tuple[Any, str]] = {}
+        self._machine: dict[Any, str] = {}
         self._up_at = time.monotonic()
         for _ in range(count):
             self._start()
@@ -119,6 +123,9 @@ class _Actors:
         self._idle.clear()
         for actor in spare:
             self._ray.kill(actor)
+
+    def nodes(self) -> Counter[str]:
+        return Counter(self._machine[actor] for actor in (*self._idle, *(actor for actor, _ in self._busy.values())))
 
     def give(self, hand: Any, shard: str, rows: pa.Table, carefully: bool) -> None:
         self._idle.remove(hand)
@@ -148,7 +155,7 @@ class _Actors:
             self._start(deaths + 1)
             return []
         self._idle.append(actor)
-        compare(said)
+        self._machine[actor] = compare(said)
         return []
 
     def _ended(self, ref: Any) -> list[tuple[str, bool]]:
@@ -183,8 +190,8 @@ def installed() -> str:
     return f"{version('cv-pipeline')} ({digest.hexdigest()[:12]})"
 
 
-def compare(said: tuple[str, str] | None) -> None:
-    """Other code would quietly give other rows.
+def compare(said: tuple[str, str] | None) -> str:
+    """The machine, where it runs the code that lies here: other code there would quietly give other rows.
 
     Args:
         said: a machine and the code that it runs.
@@ -198,6 +205,7 @@ def compare(said: tuple[str, str] | None) -> None:
             f"the package on {host} is {code}, here it is {installed()}",
             "install the same on every node and start Ray there again (docs/cluster.md)",
         )
+    return host
 
 
 def _never_up(error: Exception, deaths: int) -> ComputeError:

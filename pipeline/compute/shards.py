@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import numpy as np
@@ -106,9 +106,9 @@ def _do(job: Job, todo: Todo, total: int, compute: Compute) -> None:
     kept = total - sum(part.num_rows for _, part in todo)
     counted = kept
 
-    def tell(workers: int, busy: int, waiting: int, lost: int) -> None:
+    def tell(workers: int, busy: int, waiting: int, lost: int, nodes: Mapping[str, int]) -> None:
         if compute.load:
-            compute.load(Load(workers, busy, waiting, lost, kept, total))
+            compute.load(Load(workers, busy, waiting, lost, kept, total, nodes))
 
     run = on_ray.run if compute.on_ray else processes.run if compute.mode == "local" else _inline
     for finished in run(job, todo, compute, tell):
@@ -122,7 +122,7 @@ def _inline(job: Job, todo: Todo, compute: Compute, tell: Tell) -> Iterator[int]
     suspects = job.staging.begun()
     ready: Worker | None = None
     for number, (shard, rows) in enumerate(todo, 1):
-        tell(1, 1, len(todo) - number, 0)
+        tell(1, 1, len(todo) - number, 0, {})
         if shard in suspects:
             careful.run(job, shard, rows)
         else:

@@ -41,13 +41,17 @@ class Notes:
 def main() -> None:
     address, folder, settings = sys.argv[1], sys.argv[2], json.loads(sys.argv[3])
     rows = pa.table({"n": range(36)})
-    compute = Compute(address, batch_size=1, batches_per_shard=1, **settings)
+    machines: set[str] = set()
+    compute = Compute(
+        address, batch_size=1, batches_per_shard=1, load=lambda load: machines.update(load.nodes), **settings
+    )
     try:
         found = map_batches(Notes, {"folder": folder}, rows, compute, Store(folder).staging("quality", "b", "f"))
     except PipelineError as error:
         print(error.what)
         raise SystemExit(1) from None
     assert found.equals(rows)
+    (Path(folder) / "machines.json").write_text(json.dumps(sorted(machines)))
 
 
 if __name__ == "__main__":

@@ -333,13 +333,20 @@ def test_errors_before_the_run_keep_their_exit_code(launch: Launch, monkeypatch:
     assert cvp("run", "mine").exit_code == 3
 
 
-def test_status_tells_workers_queue_memory_and_where(capsys: pytest.CaptureFixture[str]) -> None:
+def test_status_tells_workers_queue_memory_and_where(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     now = time.time()
     work = Pulse("masks", "a", "node-3", 71, began=now - 10, seen=now, done=30, total=130, memory=2048.4)
-    shared = replace(work, mode="ray://head:10001", workers=4, busy=3, waiting=7, lost=1)
+    shared = replace(
+        work, mode="ray://head:10001", workers=4, busy=3, waiting=7, lost=1, nodes={"a (1)": 1, "b (2)": 3}
+    )
+    monkeypatch.setenv("COLUMNS", "240")
     show.running([shared, replace(work, batch="b")], pa.table({"seconds": pa.array([], pa.float64())}))
     first, second = (line for line in capsys.readouterr().out.splitlines() if "masks" in line)
-    assert re.search(r"30 of 130 .* 7 +2,048 +3 of 4 busy, ray://head:10001, 1 lost +node-3 71 ", first), first
+    assert re.search(
+        r"30 of 130 .* 7 +2,048 +3 of 4 busy, ray://head:10001, 1 lost: 3 on b \(2\), 1 on a \(1\) +node-3 71 ", first
+    ), first
     assert re.search(r"30 of 130 .* s +2,048 +node-3 71 ", second), second
 
 

@@ -44,6 +44,8 @@ def outlived(cluster: Nodes, folder: Path, lose: Callable[[], None]) -> None:
     assert running.returncode == 0 and done < SHARDS, said
     found = notes(folder)
     assert len({n["node"] for n in found}) == 2 and SHARDS <= len(found) <= SHARDS + 1
+    machines = json.loads((folder / "machines.json").read_text())
+    assert len(machines) == 2, f"cvp status tells on which machines workers are: {machines}"
 
 
 def test_a_node_lost_in_the_middle_costs_a_shard_and_no_row(tmp_path: Path) -> None:

@@ -39,13 +39,13 @@ def test_work_is_told_while_it_goes_on_and_not_after(tmp_path: Path, monkeypatch
     store = Store(str(tmp_path / "p"))
     with pulse.beating(store, "masks", "2026/a b", "local") as beat:
         beat.load(Load(workers=2, busy=2, waiting=5, lost=0, kept=16, total=80))
-        beat.load(Load(workers=2, busy=2, waiting=3, lost=1, kept=16, total=80))
+        beat.load(Load(workers=2, busy=2, waiting=3, lost=1, kept=16, total=80, nodes={"node-3 (10.0.0.3)": 2}))
         beat.progress(48, 80)
         found = until_done(store, 48)
         assert (found.table, found.batch, found.pid) == ("masks", "2026/a b", os.getpid())
         assert (found.done, found.kept, found.total) == (48, 16, 80)
         assert (found.workers, found.busy, found.waiting, found.lost) == (2, 2, 3, 1)
-        assert found.memory > 1 and beat.longest_queue == 5
+        assert found.nodes == {"node-3 (10.0.0.3)": 2} and found.memory > 1 and beat.longest_queue == 5
     assert pulse.read(store) == []
 
 
