@@ -5,7 +5,7 @@ from collections.abc import Mapping
 import pyarrow as pa
 
 from assets.conditions import follows
-from assets.evaluation import FACTS, SAID, everything_said, producers_of
+from assets.evaluation import FACTS, SAID, everything_said, producers_of, spread
 from assets.metadata import preview
 from assets.tables import Check, Finding, Stage, Work
 from pipeline import champion, verdict
@@ -60,7 +60,7 @@ def build(project: Project) -> Stage:
         models, splits = everything_said(work)
         slices = work.read("declared_slices")
         truth, producers = work.read("ground_truth"), producers_of(work)
-        draws = paired_draws(models, truth, splits, slices, work.config, producers)
+        draws = paired_draws(models, truth, splits, slices, work.config, producers, spread(work, "champion"))
         before = work.read_all("champion").column("model").to_pylist()
         return champion.choose(draws, before[0] if before else None, work.config.evaluation)
 

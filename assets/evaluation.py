@@ -5,9 +5,11 @@ from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from assets import verification
@@ -19,9 +21,19 @@ from assets.metadata import picture, preview
 from assets.pictures import image_sheet, label_sheet
 from assets.tables import Check, Finding, Stage, Work
 from assets.training import embeddings_of
-from pipeline import failures, label_errors, plots, predict, schema, slices, trust
+from pipeline import failures, label_errors, looked, plots, predict, schema, slices, trust
+from pipeline.compute import in_order, without
 from pipeline.config import Project
-from pipeline.evaluate import class_shares, compare, evaluate, gather, image_errors, mask_agreement, mask_precision
+from pipeline.evaluate import (
+    Spread,
+    class_shares,
+    compare,
+    evaluate,
+    gather,
+    image_errors,
+    mask_agreement,
+    mask_precision,
+)
 from pipeline.models import profiles
 from pipeline.splits import places_of
 
@@ -35,6 +47,7 @@ def build(project: Project) -> Stage:
 
     @stage.table(
         "predictions",
+        "prediction_counts",
         inputs=("images", "models", "embeddings"),
         code="3",
         checks=(
@@ -44,25 +57,19 @@ def build(project: Project) -> Stage:
         condition=follows(),
         pool="gpu",
     )
-    def predictions(work: Work) -> pa.Table:
-        """What the trained models say of every image of the batch."""
+    def predictions(work: Work) -> Mapping[str, pa.Table]:
+        """What the trained models say of every image of the batch; none is shown the same image twice."""
         images = work.read("images")
-        work.images = images.num_rows
-        parts = [schema.table("predictions").empty()]
+        work.images = 0
+        parts = [(schema.table("predictions").empty(), schema.table("prediction_counts").empty())]
         for model in predict.labelling(work.read("models")).to_pylist():
             start = time.perf_counter()
-            if model["kind"] == "linear_probe":
-                path = work.store.file(predict.FOLDER, Path(model["path"]).name)
-                vectors = embeddings_of(work, images)
-                parts.append(predict.predict_classes(model["model"], path, model["sha256"], images, vectors))
-            else:
-                worker, options = predict.worker(model, work.config.source.max_pixels, work.store.uri)
-                parts.append(work.map("predictions", worker, options, images, model["model"]))
+            parts.append((probed if model["kind"] == "linear_probe" else predicted)(work, model, images))
             work.took[model["model"]] = time.perf_counter() - start
-        found = pa.concat_tables(parts)
+        said, counts = (pa.concat_tables(tables) for tables in zip(*parts, strict=True))
         if project.config.task == "detection":
-            work.show(predictions=label_sheet(work, images, found))
-        return found
+            work.show(predictions=label_sheet(work, images, said))
+        return {"predictions": said, "prediction_counts": counts}
 
     @stage.table(
         "model_trust",
@@ -127,10 +134,20 @@ def build(project: Project) -> Stage:
         graded = pa.concat_tables([work.read("trust"), work.read("model_trust")])
         truth, splits, slices_ = work.read("ground_truth"), work.read("splits"), work.read("declared_slices")
         given = class_shares(*(work.read(name) for name in SAID))
-        tables = evaluate(models, truth, splits, slices_, work.config, graded, producers_of(work), given)
-        masks = mask_agreement(work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
-        drawn = mask_precision(models, work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
-        tables["evaluation"] = pa.concat_tables([tables["evaluation"], masks, drawn])
+        tables = evaluate(
+            models,
+            truth,
+            splits,
+            slices_,
+            work.config,
+            graded,
+            producers_of(work),
+            given,
+            spread(work, "evaluation", "boxes"),
+        )
+        masks = (work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
+        drawn = mask_agreement(*masks), mask_precision(models, *masks, spread(work, "evaluation", "masks"))
+        tables["evaluation"] = pa.concat_tables([tables["evaluation"], *drawn])
         if tables["curves"].num_rows:
             work.show(precision_recall=picture(plots.precision_recall(tables["curves"]), "precision and recall"))
         return tables
@@ -147,7 +164,9 @@ def build(project: Project) -> Stage:
         models, splits = everything_said(work)
         truth, slices_ = work.read("ground_truth"), work.read("declared_slices")
         more = work.read("masks"), work.read("images"), work.read("evaluation")
-        found = compare(models, truth, splits, slices_, work.config, producers_of(work), *more)
+        found = compare(
+            models, truth, splits, slices_, work.config, producers_of(work), *more, spread(work, "comparisons")
+        )
         work.show(comparisons=preview(found, limit=60))
         return found
 
@@ -245,6 +264,46 @@ def build(project: Project) -> Stage:
 
     verification.describe_slices(stage)
     return stage
+
+
+Said = tuple[pa.Table, pa.Table]  # rows of `predictions` and of `prediction_counts`
+
+
+def probed(work: Work, model: Mapping[str, Any], images: pa.Table) -> Said:
+    """A linear probe on the stored vectors of all images: no pixels are read."""
+    path = work.store.file(predict.FOLDER, Path(model["path"]).name)
+    vectors = embeddings_of(work, images)
+    said = predict.predict_classes(model["model"], path, model["sha256"], images, vectors)
+    work.images = images.num_rows
+    return said, counts_of(model, schema.where_in(images, "image_id", vectors.image_ids), said)
+
+
+def predicted(work: Work, model: Mapping[str, Any], images: pa.Table) -> Said:
+    """A network on the images that it has not seen yet; of the others, what it said then."""
+    counts, said = work.known("prediction_counts"), work.known("predictions")
+    mine = pc.and_(pc.equal(counts["producer"], model["model"]), pc.equal(counts["checkpoint"], model["sha256"]))
+    there = pc.is_in(counts["image_id"], images["image_id"].combine_chunks())
+    counts = looked.standing(counts.filter(pc.and_(mine, there)), said)
+    said, seen = looked.rows_of(said, counts), counts.select(["image_id", "batch", "producer"])
+    if (new := without(images, counts)).num_rows:
+        worker, options = predict.worker(model, work.config.source.max_pixels, work.store.uri)
+        more, marks = looked.apart(work.map("predictions", worker, options, new, model["model"]), "predictions")
+        said = in_order(pa.concat_tables([said, more]), images)
+        seen = in_order(pa.concat_tables([seen, marks.cast(seen.schema)]), images)
+    return said, counts_of(model, seen, said)
+
+
+def counts_of(model: Mapping[str, Any], seen: pa.Table, said: pa.Table) -> pa.Table:
+    """Rows of `prediction_counts` of the images that a model has seen."""
+    same = {"producer": model["model"], "checkpoint": model["sha256"]}
+    columns = {name: pa.array([value] * seen.num_rows, pa.string()) for name, value in same.items()}
+    marks = pa.table({**{name: seen[name] for name in ("image_id", "batch")}, **columns})
+    return schema.table("prediction_counts").conform(looked.counted(marks, said))
+
+
+def spread(work: Work, table: str, part: str = "") -> Spread:
+    """Where models and slices are measured and compared: as all other work."""
+    return Spread(work.compute, work.staging(table, part))
 
 
 def everything_said(work: Work) -> tuple[pa.Table, pa.Table]:

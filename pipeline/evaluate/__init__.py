@@ -8,8 +8,10 @@ from pipeline.evaluate.mask_ap import mask_precision
 from pipeline.evaluate.rows import class_shares, gather
 from pipeline.evaluate.run import evaluate
 from pipeline.evaluate.segmentation import mask_agreement
+from pipeline.evaluate.units import Spread
 
 __all__ = [
+    "Spread",
     "class_shares",
     "compare",
     "evaluate",

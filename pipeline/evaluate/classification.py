@@ -17,6 +17,7 @@ from pipeline.evaluate.rows import (
     Metrics,
     divided,
     mean_of_defined,
+    weighted,
 )
 from pipeline.intervals import wilson
 
@@ -78,9 +79,9 @@ def add_classification(
     where: Mapping[str, str],
     answers: Answers,
     shares: NDArray[np.float64],
-    slices: Mapping[str, NDArray[np.int64]],
+    members: NDArray[np.int64],
 ) -> None:
-    """All metrics of one model on one split, by slice and class.
+    """All metrics of one model on the images `members`, by class.
 
     Parts of a whole (accuracy, accuracy_top…, precision, recall) have Wilson intervals, which also hold near
     0 and 1; the others bootstrap intervals. `ece` (15 bins of equal width, Guo et al. 2017) and `brier` judge
@@ -88,17 +89,14 @@ def add_classification(
     of more classes there are `accuracy_top5` and `brier_multiclass` (Brier 1950, 0 to 2).
 
     Args:
+        where: model, split and slice.
         shares: (n, classes), NaN where the model gave none.
     """
-    for name, members in slices.items():
-        place = {**where, "slice": name}
-        weights = metrics.resampling.weights(len(members), where["split"], name).astype(np.float64)
-        part = Answers(
-            answers.classes, answers.actual[members], answers.predicted[members], answers.confidence[members]
-        )
-        recalls = [_add_class(metrics, place, part, kind, weights) for kind in range(len(part.classes))]
-        _add_all(metrics, {**place, "class_name": ALL}, part, np.stack(recalls), weights)
-        _add_shares(metrics, {**place, "class_name": ALL}, part, shares[members], weights)
+    weights = metrics.resampling.weights(len(members), where["split"], where["slice"])
+    part = Answers(answers.classes, answers.actual[members], answers.predicted[members], answers.confidence[members])
+    recalls = [_add_class(metrics, where, part, kind, weights) for kind in range(len(part.classes))]
+    _add_all(metrics, {**where, "class_name": ALL}, part, np.stack(recalls), weights)
+    _add_shares(metrics, {**where, "class_name": ALL}, part, shares[members], weights)
 
 
 def _add_all(
@@ -106,15 +104,15 @@ def _add_all(
     where: Mapping[str, str],
     answers: Answers,
     recalls: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    weights: NDArray[np.int32],
 ) -> None:
     right, confidence = answers.right.astype(np.float64), answers.confidence
     n, images = weights.sum(axis=1), len(right)
     accuracy = wilson(float(right.sum()), images, metrics.level)
-    metrics.add(where, "accuracy", divided(weights @ right, n), images, images, accuracy)
+    metrics.add(where, "accuracy", divided(weighted(weights, right), n), images, images, accuracy)
     metrics.add(where, "balanced_accuracy", mean_of_defined(recalls, 0), images, images)
     metrics.add(where, "ece", _calibration_error(confidence, right, weights), images, images)
-    metrics.add(where, "brier", divided(weights @ (confidence - right) ** 2, n), images, images)
+    metrics.add(where, "brier", divided(weighted(weights, (confidence - right) ** 2), n), images, images)
 
 
 def _add_shares(
@@ -122,7 +120,7 @@ def _add_shares(
     where: Mapping[str, str],
     answers: Answers,
     shares: NDArray[np.float64],
-    weights: NDArray[np.float64],
+    weights: NDArray[np.int32],
 ) -> None:
     """What needs more than the best class, where the model gave as much of every image that it spoke of."""
     images, classes = shares.shape
@@ -135,21 +133,21 @@ def _add_shares(
         named = (best == answers.actual[:, None]) & np.take_along_axis(known, best, axis=1)
         among = named.any(axis=1).astype(np.float64)
         limits = wilson(float(among.sum()), images, metrics.level)
-        values = divided(weights @ among, weights.sum(axis=1))
+        values = divided(weighted(weights, among), weights.sum(axis=1))
         metrics.add(where, f"accuracy_top{most}", values, images, images, limits)
     if whole[said].all():
         apart = ((share - np.eye(classes)[answers.actual]) ** 2).sum(axis=1)
-        metrics.add(where, "brier_multiclass", divided(weights @ apart, weights.sum(axis=1)), images, images)
+        metrics.add(where, "brier_multiclass", divided(weighted(weights, apart), weights.sum(axis=1)), images, images)
 
 
 def _add_class(
-    metrics: Metrics, where: Mapping[str, str], answers: Answers, kind: int, weights: NDArray[np.float64]
+    metrics: Metrics, where: Mapping[str, str], answers: Answers, kind: int, weights: NDArray[np.int32]
 ) -> NDArray[np.float64]:
     """Precision, recall and F1 of one class; returns its (D,) recalls."""
     is_it, said_it = answers.actual == kind, answers.predicted == kind
     both = is_it & said_it
     support, images = int(is_it.sum()), len(is_it)
-    found, there, said = weights @ both, weights @ is_it, weights @ said_it
+    found, there, said = weighted(weights, both), weighted(weights, is_it), weighted(weights, said_it)
     recall = divided(found, there)
     place = {**where, "class_name": answers.classes[kind]}
     hits, level = float(both.sum()), metrics.level
@@ -165,11 +163,11 @@ def _bins(confidence: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _calibration_error(
-    confidence: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.float64]
+    confidence: NDArray[np.float64], right: NDArray[np.float64], weights: NDArray[np.int32]
 ) -> NDArray[np.float64]:
     gaps = np.zeros((len(confidence), BINS))
     gaps[np.arange(len(confidence)), _bins(confidence)] = confidence - right
-    return divided(np.abs(weights @ gaps).sum(axis=1), weights.sum(axis=1))
+    return divided(np.abs(weighted(weights, gaps)).sum(axis=1), weights.sum(axis=1))
 
 
 def confusion_rows(answers: Answers, where: Mapping[str, str]) -> list[dict[str, Any]]:

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections import defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -11,10 +10,9 @@ import pyarrow as pa
 
 from pipeline import schema
 from pipeline.config import ProjectConfig
-from pipeline.evaluate.detection import draws
-from pipeline.evaluate.rows import SPLITS, Resampling, divided, members_by_slice, producers_of
+from pipeline.evaluate.rows import SPLITS, Members, Resampling, divided, producers_of
 from pipeline.evaluate.run import answers, scenes
-from pipeline.evaluate.scene import Scene
+from pipeline.evaluate.units import Boxes, Classes, Said, Spread, drawn
 
 IMAGE_ERRORS = pa.schema(
     [
@@ -80,18 +78,23 @@ def paired_draws(
     slices_of_images: pa.Table,
     config: ProjectConfig,
     producers: Iterable[str] = (),
+    spread: Spread | None = None,
 ) -> pa.Table:
     """Bootstrap draws of AP50 (detection) or accuracy on test, by model and slice.
 
     Draw k of a slice holds the same images for every model, so differences of two models' draws
     are those of a paired bootstrap.
 
+    Args:
+        spread: where draws are made, if not here one after the other.
+
     Returns:
         Rows of DRAWS; a draw that holds no object is null.
     """
     plain = Resampling(config.evaluation.bootstrap, config.evaluation.level)
-    found = paired_values(models, ground_truth, splits, slices_of_images, config, plain, ["AP50"], producers)
-    return pa.Table.from_pylist([_draw_row(paired) for paired in found], schema=DRAWS)
+    said = tested(models, ground_truth, splits, slices_of_images, config, producers)
+    found = paired(drawn(said, plain, ["AP50"], spread))
+    return pa.Table.from_pylist([_draw_row(one) for one in found], schema=DRAWS)
 
 
 @dataclass(frozen=True)
@@ -112,49 +115,45 @@ class Paired:
     right: np.ndarray | None
 
 
-def paired_values(
+def tested(
     models: pa.Table,
     ground_truth: pa.Table,
     splits: pa.Table,
     slices_of_images: pa.Table,
     config: ProjectConfig,
-    resampling: Resampling,
-    metrics: Sequence[str],
     producers: Iterable[str] = (),
     evaluation: pa.Table | None = None,
-) -> Iterator[Paired]:
-    """Every model on every slice, draw k of a slice from the same images for all.
+) -> list[Said]:
+    """What every model said of test.
 
     Args:
-        metrics: of COCO's numbers, those wanted of detectors. Classifiers have accuracy.
         evaluation: that table, for count_mae of detectors that have an operating threshold for every class.
     """
-    names, task = producers_of(models, producers), config.task
-    held = answers if task == "classification" else scenes
-    for model, split, ids, said in held(models, ground_truth, splits, config, names, SPLITS[1:]):
-        off = _miscounts(said, evaluation, model) if isinstance(said, Scene) and evaluation is not None else None
-        for name, members in members_by_slice(slices_of_images, ids).items():
-            right = None if isinstance(said, Scene) else said.right[members]
-            parts: dict[str, list[np.ndarray]] = defaultdict(list)
-            ranking = said.ranking.on(members) if isinstance(said, Scene) else None
-            for weights in resampling.blocks(len(members), split, name):
-                if ranking is not None:
-                    for metric, values in draws(ranking, weights, metrics).items():
-                        parts[metric].append(values)
-                for metric, of_images in (("count_mae", None if off is None else off[members]), ("accuracy", right)):
-                    if of_images is not None:
-                        parts[metric].append(divided(weights @ of_images, weights.sum(axis=1)))
-            for metric, several in parts.items():
-                yield Paired(model, name, metric, np.concatenate(several), len(members), right)
+    names, members, test = producers_of(models, producers), Members(slices_of_images), SPLITS[1:]
+    where = (models, ground_truth, splits, config, names, test)
+    if config.task == "classification":
+        return [
+            Classes(model, split, members.of(split, ids), said, np.zeros((len(ids), 0)))
+            for model, split, ids, said in answers(*where)
+        ]
+    return [
+        Boxes.of(
+            model,
+            split,
+            members.of(split, ids),
+            scene,
+            {} if evaluation is None else schema.thresholds_of(evaluation, model),
+        )
+        for model, split, ids, scene in scenes(*where)
+    ]
 
 
-def _miscounts(scene: Scene, evaluation: pa.Table, model: str) -> np.ndarray | None:
-    """(images,) by how much the number of objects at the operating thresholds is off; None where a class has none."""
-    thresholds = schema.thresholds_of(evaluation, model)
-    if any(thresholds.get(name) is None for name in scene.classes):
-        return None
-    hits, alarms, objects = (table.sum(axis=0) for table in scene.counts(thresholds))
-    return np.abs(hits + alarms - objects)
+def paired(rows: pa.Table) -> Iterator[Paired]:
+    """Rows of `units.PAIRED`."""
+    named = rows.drop_columns(["values", "right"]).to_pylist()
+    for row, values, right in zip(named, rows["values"], rows["right"], strict=True):
+        is_right = right.values.to_numpy(zero_copy_only=False) if right.is_valid else None
+        yield Paired(**row, values=values.values.to_numpy(zero_copy_only=False), right=is_right)
 
 
 def _draw_row(paired: Paired) -> dict[str, object]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import replace
 from itertools import combinations
 from math import ceil, comb
@@ -16,10 +16,10 @@ from scipy.stats import binomtest
 
 from pipeline import schema
 from pipeline.config import ProjectConfig
-from pipeline.evaluate.compare import Paired, paired_values
-from pipeline.evaluate.detection import draws
-from pipeline.evaluate.mask_ap import PREFIX, mask_rankings
+from pipeline.evaluate.compare import Paired, paired, tested
+from pipeline.evaluate.mask_ap import outlines
 from pipeline.evaluate.rows import SPLITS, Resampling, members_by_slice, producers_of
+from pipeline.evaluate.units import Spread, drawn
 from pipeline.intervals import holm
 
 LEAST_DRAWS, MOST_DRAWS = 2000, 20_000
@@ -37,6 +37,7 @@ def compare(
     masks: pa.Table | None = None,
     images: pa.Table | None = None,
     evaluation: pa.Table | None = None,
+    spread: Spread | None = None,
 ) -> pa.Table:
     """The table `comparisons`: every two models on test, on all images and on each declared slice.
 
@@ -52,18 +53,20 @@ def compare(
     Args:
         masks, images: those tables, for masks; without them only boxes are compared.
         evaluation: that table, whose operating thresholds counts are taken at.
+        spread: where draws are made, if not here one after the other.
     """
     own = Resampling.of(config.evaluation)
     found_in = members_by_slice(slices_of_images, schema.held_out(splits, SPLITS[1]))
     pairs = comb(len(producers_of(models, producers)), 2) if config.task == "detection" else 0  # McNemar's is exact
     resampling = replace(own, draws=_draws(pairs * len(found_in), own))
     where = (models, ground_truth, splits, slices_of_images, config)
-    found = list(paired_values(*where, resampling, ["AP50", "AP"], producers, evaluation))
+    said = tested(*where, producers, evaluation)
     if masks is not None and images is not None:
-        found += _paired_masks(*where, resampling, masks, images)
+        more = (splits, slices_of_images, config.ontology.names, SPLITS[1:])
+        said += outlines(models, masks, ground_truth, images, *more)
     alike: dict[tuple[str, str], list[Paired]] = defaultdict(list)
-    for paired in found:
-        alike[paired.metric, paired.slice].append(paired)
+    for one in paired(drawn(said, resampling, ["AP50", "AP"], spread)):
+        alike[one.metric, one.slice].append(one)
     rows = [_row(a, b, resampling) for several in alike.values() for a, b in combinations(several, 2)]
     return _corrected([row for row in rows if row is not None], resampling.level)
 
@@ -72,25 +75,6 @@ def _draws(family: int, own: Resampling) -> int:
     """Samples for tests of `family` rows: a p-value is 2 / (1 + draws) at least, which its correction multiplies."""
     enough = ceil(4 * family / (1 - own.level))  # half of what is allowed at the least
     return max(own.draws, LEAST_DRAWS, min(enough, MOST_DRAWS))
-
-
-def _paired_masks(
-    models: pa.Table,
-    ground_truth: pa.Table,
-    splits: pa.Table,
-    slices_of_images: pa.Table,
-    config: ProjectConfig,
-    resampling: Resampling,
-    masks: pa.Table,
-    images: pa.Table,
-) -> Iterator[Paired]:
-    said = mask_rankings(models, masks, ground_truth, images, splits, config.ontology.names, SPLITS[1:])
-    for model, split, ids, ranking in said:
-        for name, members in members_by_slice(slices_of_images, ids).items():
-            part = ranking.on(members)
-            blocks = resampling.blocks(len(members), split, name)
-            values = np.concatenate([draws(part, weights, ["AP50"])["AP50"] for weights in blocks])
-            yield Paired(model, name, f"{PREFIX}AP50", values, len(members), None)
 
 
 def _row(a: Paired, b: Paired, resampling: Resampling) -> dict[str, Any] | None:

@@ -7,7 +7,7 @@ from collections.abc import Mapping
 import numpy as np
 from numpy.typing import NDArray
 
-from pipeline.evaluate.rows import ALL, Metrics, divided
+from pipeline.evaluate.rows import ALL, Metrics, divided, weighted
 from pipeline.evaluate.scene import Scene, Thresholds
 
 
@@ -46,15 +46,16 @@ def _add(
         return
     hits, alarms, people = (table[kinds].sum(axis=0) for table in (right, wrong, objects))
     support, images = int(people.sum()), len(people)
-    share = weights.astype(np.float64)
-    found, said, there = share @ hits, share @ (hits + alarms), share @ people
+    found, said, there = weighted(weights, hits), weighted(weights, hits + alarms), weighted(weights, people)
     metrics.add(where, "precision", divided(found, said), support, images)
     metrics.add(where, "recall", divided(found, there), support, images)
     metrics.add(where, "f1", divided(2 * found, said + there), support, images)
     error = (hits + alarms - people).astype(np.float64)
-    metrics.add(where, "count_mae", divided(share @ np.abs(error), share.sum(axis=1)), support, images)
-    metrics.add(where, "count_bias", divided(share @ error, share.sum(axis=1)), support, images)
+    total = weights.sum(axis=1)
+    metrics.add(where, "count_mae", divided(weighted(weights, np.abs(error)), total), support, images)
+    metrics.add(where, "count_bias", divided(weighted(weights, error), total), support, images)
     holding = people > 0
-    relative = np.abs(error[holding]) / people[holding]
-    among = share[:, holding]
-    metrics.add(where, "count_mape", divided(among @ relative, among.sum(axis=1)), support, int(holding.sum()))
+    relative = divided(np.abs(error), people)
+    relative[~holding] = 0
+    off = divided(weighted(weights, relative), weighted(weights, holding))
+    metrics.add(where, "count_mape", off, support, int(holding.sum()))

@@ -21,17 +21,28 @@ def add_detection(
     metrics: Metrics,
     where: Mapping[str, str],
     scene: Scene,
-    slices: Mapping[str, NDArray[np.int64]],
+    members: NDArray[np.int64],
     thresholds: Thresholds,
 ) -> None:
-    """COCO's twelve numbers and the counting metrics of one model on one split, by slice and class."""
-    for name, members in slices.items():
-        here = {**where, "slice": name}
-        weights = metrics.resampling.weights(len(members), where["split"], name)
-        part = scene.ranking if len(members) == scene.images else scene.ranking.on(members)
-        add_coco(metrics, here, part, scene.classes, weights)
-        add_counting(metrics, here, scene, members, thresholds, weights)
-        _add_costs(metrics, {**here, "class_name": ALL}, scene, members)
+    """COCO's twelve numbers, the counting metrics and costs of errors of one model on the images `members`.
+
+    Args:
+        where: model, split and slice.
+    """
+    weights = metrics.resampling.weights(len(members), where["split"], where["slice"])
+    part = scene.ranking if len(members) == scene.images else scene.ranking.on(members)
+    add_coco(metrics, where, part, scene.classes, weights)
+    add_counting(metrics, where, scene, members, thresholds, weights)
+    _add_costs(metrics, {**where, "class_name": ALL}, scene, members)
+
+
+def add_thresholds(metrics: Metrics, where: Mapping[str, str], scene: Scene, thresholds: Thresholds) -> None:
+    """The operating threshold of each class."""
+    for kind, class_name in enumerate(scene.classes):
+        threshold = thresholds.get(class_name)
+        value = np.array([np.nan if threshold is None else threshold])
+        support = int(scene.objects(kind).sum())
+        metrics.add({**where, "class_name": class_name}, "threshold", value, support, scene.images)
 
 
 def add_coco(

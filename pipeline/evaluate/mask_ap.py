@@ -15,15 +15,9 @@ from pipeline import masks as rle
 from pipeline import schema
 from pipeline.config import ProjectConfig
 from pipeline.evaluate.coco import IOUS, Ranking
-from pipeline.evaluate.detection import add_coco
-from pipeline.evaluate.rows import (
-    SPLITS,
-    Metrics,
-    Resampling,
-    members_by_slice,
-    producers_of,
-)
+from pipeline.evaluate.rows import SPLITS, Members, Resampling, producers_of
 from pipeline.evaluate.scene import Objects, Pairs, rank
+from pipeline.evaluate.units import Outlines, Said, Spread, measured
 from pipeline.matching import ranks
 
 Ints = NDArray[np.int64]
@@ -38,6 +32,7 @@ def mask_precision(
     splits: pa.Table,
     slices_of_images: pa.Table,
     config: ProjectConfig,
+    spread: Spread | None = None,
 ) -> pa.Table:
     """Rows of `evaluation`: mask_AP, mask_AP50, …, mask_AR_large of every model whose boxes have masks.
 
@@ -46,14 +41,28 @@ def mask_precision(
         ground_truth: images on which people drew masks count; objects without one there are ignore regions
             of which nobody knows the shape, so they neither count nor excuse anything.
         images: for the masks' sizes.
+        spread: where models and slices are measured, if not here one after the other.
     """
-    metrics, classes = Metrics(Resampling.of(config.evaluation)), config.ontology.names
-    for model, split, ids, whole in mask_rankings(models, masks, ground_truth, images, splits, classes):
-        for name, members in members_by_slice(slices_of_images, ids).items():
-            where = {"model": model, "split": split, "slice": name}
-            weights = metrics.resampling.weights(len(members), split, name)
-            add_coco(metrics, where, whole.on(members), classes, weights, PREFIX)
-    return metrics.table()
+    said = outlines(models, masks, ground_truth, images, splits, slices_of_images, config.ontology.names)
+    return measured(said, Resampling.of(config.evaluation), spread)
+
+
+def outlines(
+    models: pa.Table,
+    masks: pa.Table,
+    ground_truth: pa.Table,
+    images: pa.Table,
+    splits: pa.Table,
+    slices_of_images: pa.Table,
+    classes: list[str],
+    which: Iterable[str] = SPLITS,
+) -> list[Said]:
+    """The masks of every model that has some; slices are of the images on which people drew masks."""
+    members = Members(slices_of_images)
+    return [
+        Outlines(model, split, members.of(split, ids), ranking, classes, PREFIX)
+        for model, split, ids, ranking in mask_rankings(models, masks, ground_truth, images, splits, classes, which)
+    ]
 
 
 def mask_rankings(

@@ -57,6 +57,20 @@ def members_by_slice(slices: pa.Table, image_ids: Sequence[str]) -> dict[str, ND
     return members
 
 
+class Members:
+    """`members_by_slice`, looked up once a split: the same for all models."""
+
+    def __init__(self, slices: pa.Table) -> None:
+        self._slices = slices
+        self._found: dict[str, dict[str, NDArray[np.int64]]] = {}
+
+    def of(self, split: str, image_ids: Sequence[str]) -> dict[str, NDArray[np.int64]]:
+        """Of the images of one split, which are the same each time."""
+        if split not in self._found:
+            self._found[split] = members_by_slice(self._slices, image_ids)
+        return self._found[split]
+
+
 def sample_weights(images: int, draws: int, *what: Any) -> NDArray[np.int32]:
     """(1 + draws, images): a row of ones, then the bootstrap samples that belong to `what`.
 
@@ -160,6 +174,14 @@ class Metrics:
     def _interval(self, low: float | None, high: float | None) -> dict[str, float | None]:
         known = low is not None and not np.isnan(low)
         return {"low": low, "high": high, "level": self.level} if known else {}
+
+
+def weighted(weights: NDArray[np.integer], values: NDArray[Any]) -> NDArray[np.float64]:
+    """(D, …) sums of (n, …) values under each row of (D, n) weights.
+
+    Not by BLAS, which would want the weights as floats, and whose sums depend on the number of its threads.
+    """
+    return np.asarray(np.einsum("dn,n...->d...", weights, np.asarray(values, np.float64)))
 
 
 def divided(a: NDArray[Any], b: NDArray[Any]) -> NDArray[np.float64]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,27 +17,13 @@ from pipeline.evaluate import classification, detection
 from pipeline.evaluate.rows import (
     ALL,
     SPLITS,
-    Metrics,
+    Members,
     Resampling,
     class_shares,
-    members_by_slice,
     producers_of,
 )
 from pipeline.evaluate.scene import Objects, Scene
-
-
-@dataclass
-class _Results:
-    metrics: Metrics
-    confusion: list[dict[str, Any]]
-    curves: list[dict[str, Any]]
-
-    def tables(self) -> dict[str, pa.Table]:
-        return {
-            "evaluation": self.metrics.table(),
-            "confusion": schema.table("confusion").from_rows(self.confusion),
-            "curves": schema.table("curves").from_rows(self.curves),
-        }
+from pipeline.evaluate.units import Boxes, Classes, Said, Spread, measured
 
 
 def evaluate(
@@ -49,6 +35,7 @@ def evaluate(
     trust: pa.Table | None = None,
     producers: Iterable[str] = (),
     shares: pa.Table | None = None,
+    spread: Spread | None = None,
 ) -> dict[str, pa.Table]:
     """Measure every model on the labelled images of val and test.
 
@@ -59,6 +46,7 @@ def evaluate(
         trust: that table; its thresholds stand in where val cannot choose one.
         producers: models to measure even if they said nothing at all.
         shares: of classifiers, as of `class_shares`: how probable they find other classes than the best.
+        spread: where models and slices are measured, if not here one after the other.
 
     Returns:
         The tables `evaluation`, `confusion` and `curves`. For detection, precision, recall, F1 and
@@ -66,13 +54,25 @@ def evaluate(
         those of val itself are optimistic), else the one in `trust`. It is itself a row, metric
         'threshold'.
     """
-    results = _Results(Metrics(Resampling.of(config.evaluation)), [], [])
     names = producers_of(models, producers)
     if config.task == "classification":
-        _classification(results, models, ground_truth, splits, slices_of_images, config, names, shares)
+        found = _classification(models, ground_truth, splits, slices_of_images, config, names, shares)
     else:
-        _detection(results, models, ground_truth, splits, slices_of_images, config, names, trust)
-    return results.tables()
+        found = _detection(models, ground_truth, splits, slices_of_images, config, names, trust)
+    return {
+        "evaluation": measured(found.said, Resampling.of(config.evaluation), spread),
+        "confusion": schema.table("confusion").from_rows(found.confusion),
+        "curves": schema.table("curves").from_rows(found.curves),
+    }
+
+
+@dataclass(frozen=True)
+class _Found:
+    """What is still to be measured, slice by slice, and rows of `confusion` and `curves`."""
+
+    said: list[Said] = field(default_factory=list)
+    confusion: list[dict[str, Any]] = field(default_factory=list)
+    curves: list[dict[str, Any]] = field(default_factory=list)
 
 
 def scenes(
@@ -118,7 +118,6 @@ def answers(
 
 
 def _detection(
-    results: _Results,
     models: pa.Table,
     ground_truth: pa.Table,
     splits: pa.Table,
@@ -126,7 +125,8 @@ def _detection(
     config: ProjectConfig,
     names: list[str],
     trust: pa.Table | None,
-) -> None:
+) -> _Found:
+    found, members = _Found(), Members(slices)
     chosen = {(m, c): t for m, c, t in _trusted(trust)}
     for model, split, ids, scene in scenes(models, ground_truth, splits, config, names):
         if split == "val":
@@ -134,11 +134,10 @@ def _detection(
             chosen |= {key: t for key, t in best.items() if t is not None}
         thresholds = {c: chosen.get((model, c)) for c in scene.classes}
         where = {"model": model, "split": split}
-        members = members_by_slice(slices, ids)
-        detection.add_detection(results.metrics, where, scene, members, thresholds)
-        _add_thresholds(results.metrics, where, scene, thresholds)
-        results.confusion += detection.confusion_rows(scene, thresholds, config.trust.iou, where)
-        results.curves += detection.curve_rows(scene, where)
+        found.said.append(Boxes.of(model, split, members.of(split, ids), scene, thresholds))
+        found.confusion.extend(detection.confusion_rows(scene, thresholds, config.trust.iou, where))
+        found.curves.extend(detection.curve_rows(scene, where))
+    return found
 
 
 def _trusted(trust: pa.Table | None) -> Iterator[tuple[str, str, float]]:
@@ -149,15 +148,7 @@ def _trusted(trust: pa.Table | None) -> Iterator[tuple[str, str, float]]:
             yield row["producer"], row["class_name"], row["threshold"]
 
 
-def _add_thresholds(metrics: Metrics, where: dict[str, str], scene: Scene, thresholds: dict[str, float | None]) -> None:
-    for kind, (name, threshold) in enumerate(thresholds.items()):
-        value = np.array([np.nan if threshold is None else threshold])
-        support = int(scene.objects(kind).sum())
-        metrics.add({**where, "slice": ALL, "class_name": name}, "threshold", value, support, scene.images)
-
-
 def _classification(
-    results: _Results,
     models: pa.Table,
     ground_truth: pa.Table,
     splits: pa.Table,
@@ -165,12 +156,13 @@ def _classification(
     config: ProjectConfig,
     names: list[str],
     shares: pa.Table | None,
-) -> None:
+) -> _Found:
+    found, members = _Found(), Members(slices)
     given = class_shares(models) if shares is None else shares
     for model, split, ids, said in answers(models, ground_truth, splits, config, names):
         where = {"model": model, "split": split}
-        members = members_by_slice(slices, ids)
         mine = classification.share_table(given.filter(pc.equal(given["producer"], model)), ids, said.classes)
-        classification.add_classification(results.metrics, where, said, mine, members)
-        results.confusion += classification.confusion_rows(said, where)
-        results.curves += classification.curve_rows(said, where, config.evaluation.level)
+        found.said.append(Classes(model, split, members.of(split, ids), said, mine))
+        found.confusion.extend(classification.confusion_rows(said, where))
+        found.curves.extend(classification.curve_rows(said, where, config.evaluation.level))
+    return found

@@ -20,6 +20,7 @@ from pipeline.evaluate.rows import (
     Resampling,
     divided,
     members_by_slice,
+    weighted,
 )
 
 
@@ -62,7 +63,7 @@ def mask_agreement(
                 weights = metrics.resampling.weights(len(members), split, name)
                 for class_name, total, count in _sums(found, members, classes, len(ids)):
                     where = {"model": model, "split": split, "slice": name, "class_name": class_name}
-                    values = divided(weights @ total, weights @ count)
+                    values = divided(weighted(weights, total), weighted(weights, count))
                     metrics.add(where, "mask_iou", values, int(count.sum()), int((count > 0).sum()))
     return metrics.table()
 
