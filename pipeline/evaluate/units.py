@@ -172,8 +172,8 @@ class _Worker(ABC):
         self._said, self.resampling = said, resampling
         self._open: tuple[int, Said] | None = None
 
-    def __call__(self, units: pa.Table) -> pa.Table:
-        asked = [(unit["said"], name) for unit in units.to_pylist() for name in unit["slices"]]
+    def __call__(self, rows: pa.Table) -> pa.Table:
+        asked = [(unit["said"], name) for unit in rows.to_pylist() for name in unit["slices"]]
         return pa.concat_tables([self.schema.empty_table(), *(self.of(self._opened(n), name) for n, name in asked)])
 
     def _opened(self, number: int) -> Said:
