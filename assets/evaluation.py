@@ -269,7 +269,7 @@ def build(project: Project) -> Stage:
 Said = tuple[pa.Table, pa.Table]  # rows of `predictions` and of `prediction_counts`
 
 
-def probed(work: Work, model: Mapping[str, Any], images: pa.Table) -> Said:
+def probed(work: Work, model: dict[str, Any], images: pa.Table) -> Said:
     """A linear probe on the stored vectors of all images: no pixels are read."""
     path = work.store.file(predict.FOLDER, Path(model["path"]).name)
     vectors = embeddings_of(work, images)
@@ -278,7 +278,7 @@ def probed(work: Work, model: Mapping[str, Any], images: pa.Table) -> Said:
     return said, counts_of(model, schema.where_in(images, "image_id", vectors.image_ids), said)
 
 
-def predicted(work: Work, model: Mapping[str, Any], images: pa.Table) -> Said:
+def predicted(work: Work, model: dict[str, Any], images: pa.Table) -> Said:
     """A network on the images that it has not seen yet; of the others, what it said then."""
     counts, said = work.known("prediction_counts"), work.known("predictions")
     mine = pc.and_(pc.equal(counts["producer"], model["model"]), pc.equal(counts["checkpoint"], model["sha256"]))
@@ -293,7 +293,7 @@ def predicted(work: Work, model: Mapping[str, Any], images: pa.Table) -> Said:
     return said, counts_of(model, seen, said)
 
 
-def counts_of(model: Mapping[str, Any], seen: pa.Table, said: pa.Table) -> pa.Table:
+def counts_of(model: dict[str, Any], seen: pa.Table, said: pa.Table) -> pa.Table:
     """Rows of `prediction_counts` of the images that a model has seen."""
     same = {"producer": model["model"], "checkpoint": model["sha256"]}
     columns = {name: pa.array([value] * seen.num_rows, pa.string()) for name, value in same.items()}
