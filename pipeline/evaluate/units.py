@@ -28,7 +28,7 @@ from pipeline.evaluate.scene import Objects, Scene, Thresholds
 from pipeline.store import Staging
 
 _UNIT = 5_000  # images: slices of one model are put together up to so many
-_ALONE = 20_000  # images in all slices and models: fewer are done sooner than workers are up
+_ALONE = 10_000_000  # images in all slices and models, times draws: less is done sooner than workers are up
 Drawn = Iterator[tuple[str, NDArray[np.float64]]]  # names of metrics, and blocks of their draws
 
 PAIRED = pa.schema(
@@ -241,7 +241,7 @@ def drawn(said: Sequence[Said], resampling: Resampling, wanted: Sequence[str], s
 
 def _done(worker: type[_Worker], options: dict[str, Any], spread: Spread | None) -> pa.Table:
     units, images = _units(options["said"])
-    if spread is None or images < _ALONE:
+    if spread is None or images * options["resampling"].draws < _ALONE:
         return worker(**options)(units)
 
     def refuse(failed: pa.Table) -> None:

@@ -137,6 +137,6 @@ def test_small_slices_are_one_unit_and_little_work_is_done_here(
     monkeypatch.setattr(units, "_UNIT", 20)
     found, images = units._units(said(tmp_path / "notes", 0))
     assert found["slices"].to_pylist() == [[ALL], ["some", "others"]] * 2 and images == 80
-    monkeypatch.setattr(units, "_ALONE", 81)
+    monkeypatch.setattr(units, "_ALONE", 80 * RESAMPLING.draws + 1)
     here = spread(tmp_path, "here", "ray://nowhere:1")
     assert measured(said(tmp_path / "notes", 0), RESAMPLING, here).num_rows > 0
