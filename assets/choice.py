@@ -42,7 +42,7 @@ def build(project: Project) -> Stage:
             work.read("ground_truth"),
             work.read("declared_slices"),
             work.read("annotated_images").column("image_id").to_pylist(),
-            verdict.Scale(work.read("images").num_rows, gold),
+            verdict.Scale(work.read("images", ["batch"]).num_rows, gold),
             work.config,
         )
         work.show(verdict=preview(found.select(_SHOWN), limit=60))

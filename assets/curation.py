@@ -44,7 +44,8 @@ def build(project: Project) -> Stage:
     )
     def quality_limits(work: Work) -> dict[str, pa.Table]:
         """Limits learned from the whole project's images, and the images that are beyond them."""
-        return quality.project_limits(work.read("quality"), work.read("images"), work.config.curation)
+        sizes = work.read("images", ["image_id", "batch", "width", "height"])
+        return quality.project_limits(work.read("quality"), sizes, work.config.curation)
 
     @stage.table(
         "embeddings",
@@ -80,10 +81,11 @@ def build(project: Project) -> Stage:
         """Exact, perceptual and embedding near-duplicates, each with the image that is kept.
 
         Only what is new or changed is compared, with all images."""
-        images = work.read("images")
+        images = work.read("images", ["image_id", "parent_id", "tile_x", "tile_y", "width", "height"])
         ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
         before = work.store.read_or_empty("duplicate_clusters")
-        found = dup.find_duplicates(images, work.read("quality"), ids, vectors, work.config.curation, before)
+        quality = work.read("quality", ["image_id", "sharpness", "phash", "issues"])
+        found = dup.find_duplicates(images, quality, ids, vectors, work.config.curation, before)
         work.show(compared=found.compared, recall=found.recall.low if found.recall else 1.0)
         return {"duplicates": found.duplicates, "duplicate_clusters": found.duplicate_clusters}
 
@@ -121,13 +123,14 @@ def build(project: Project) -> Stage:
     )
     def selection_(work: Work) -> pa.Table:
         """Which unlabelled images to annotate next: unlike what is labelled, undecided, rare, from thin slices."""
-        images = work.read("images")
+        images = work.read("images", ["image_id", "batch"])
         ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
         answers = work.read(said[0]) if said else None
         members = slice_members(work) if weak else None
         left_out = not_worth_a_look(work)
         chosen = selection.propose(images, work.read("splits"), ids, vectors, wanted, answers, members, left_out)
-        work.show(proposed=image_sheet(work, images, chosen.column("image_id").to_pylist()), left_out=len(left_out))
+        best = chosen.column("image_id").to_pylist()
+        work.show(proposed=image_sheet(work, work.read("images", images=best), best), left_out=len(left_out))
         return chosen
 
     return stage

@@ -80,10 +80,11 @@ def build(project: Project) -> Stage:
     )
     def model_trust(work: Work) -> pa.Table:
         """The trained models graded on val, which they never saw."""
+        gold = graded_on(work, ("val",))
         return trust.grade(
-            work.read("predictions"),
+            work.read("predictions", images=gold.design),
             work.read("ground_truth"),
-            graded_on(work, ("val",)),
+            gold,
             work.config.trust,
             work.project.ontology.names,
             work.config.task,
@@ -99,7 +100,7 @@ def build(project: Project) -> Stage:
     )
     def map_(work: Work) -> Mapping[str, pa.Table]:
         """Two coordinates an image, on axes that stay where they are when images are added."""
-        images = work.read("images")
+        images = work.read("images", ["image_id", "batch"])
         ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(project))
         tables = slices.map_of(encoder_of(project), ids, vectors, work.store.read_or_empty("map_axes"))
         drawn = plots.embedding_map(tables["map"], images, work.config.evaluation.polygons)
@@ -130,10 +131,11 @@ def build(project: Project) -> Stage:
     )
     def evaluation(work: Work) -> Mapping[str, pa.Table]:
         """COCO AP and AR and what each kind of error costs, or accuracy and calibration; counting; with intervals."""
-        models, _ = everything_said(work)
+        models, splits = everything_said(work)
+        labelled = labelled_of(splits)
         graded = pa.concat_tables([work.read("trust"), work.read("model_trust")])
-        truth, splits, slices_ = work.read("ground_truth"), work.read("splits"), work.read("declared_slices")
-        given = class_shares(*(work.read(name) for name in SAID))
+        truth, slices_ = work.read("ground_truth"), work.read("declared_slices")
+        given = class_shares(*(work.read(name, images=labelled) for name in SAID))
         tables = evaluate(
             models,
             truth,
@@ -145,9 +147,10 @@ def build(project: Project) -> Stage:
             given,
             spread(work, "evaluation", "boxes"),
         )
-        masks = (work.read("masks"), truth, work.read("images"), splits, slices_, work.config)
-        drawn = mask_agreement(*masks), mask_precision(models, *masks, spread(work, "evaluation", "masks"))
-        tables["evaluation"] = pa.concat_tables([tables["evaluation"], *drawn])
+        drawn, images = (work.read(name, images=labelled) for name in ("masks", "images"))
+        masks = drawn, truth, images, splits, slices_, work.config
+        measured = mask_agreement(*masks), mask_precision(models, *masks, spread(work, "evaluation", "masks"))
+        tables["evaluation"] = pa.concat_tables([tables["evaluation"], *measured])
         if tables["curves"].num_rows:
             work.show(precision_recall=picture(plots.precision_recall(tables["curves"]), "precision and recall"))
         return tables
@@ -163,7 +166,8 @@ def build(project: Project) -> Stage:
         """Every two models on the same test images: the difference, its interval, and whether it is beyond chance."""
         models, splits = everything_said(work)
         truth, slices_ = work.read("ground_truth"), work.read("declared_slices")
-        more = work.read("masks"), work.read("images"), work.read("evaluation")
+        masks, images = (work.read(name, images=labelled_of(splits)) for name in ("masks", "images"))
+        more = masks, images, work.read("evaluation")
         found = compare(
             models, truth, splits, slices_, work.config, producers_of(work), *more, spread(work, "comparisons")
         )
@@ -219,16 +223,16 @@ def build(project: Project) -> Stage:
     )
     def label_errors_(work: Work) -> pa.Table:
         """What people probably labelled wrongly, by models that did not learn from it."""
-        splits = work.read("splits")
-        work.images = len(splits.filter(splits["gold"])["image_id"].unique())
         if whole:
             return wrong_classes(work)
-        models, _ = everything_said(work)
+        models, splits = everything_said(work)
+        labelled = labelled_of(splits)
+        work.images = len(labelled)
         return label_errors.find_boxes(
             models,
-            work.read("masks"),
+            work.read("masks", images=labelled),
             work.read("ground_truth"),
-            work.read("images"),
+            work.read("images", images=labelled),
             splits,
             work.read("models").column("model").to_pylist(),
             work.project.ontology.names,
@@ -245,17 +249,18 @@ def build(project: Project) -> Stage:
     def failures_(work: Work) -> pa.Table:
         """Every miss and false alarm on held-out images: what it costs, and what may have caused it."""
         models, splits = everything_said(work)
-        images = work.read("images")
+        labelled = labelled_of(splits)
+        images = work.read("images", images=labelled)
         ids, vectors = work.vectors.fetch(images.column("image_id").unique().to_pylist(), encoder_of(work.project))
         return failures.find(
             models,
             work.read("ground_truth"),
             images,
-            work.read("quality"),
+            work.read("quality", images=labelled),
             splits,
             work.read("evaluation"),
             work.read("label_errors"),
-            work.read("masks"),
+            work.read("masks", images=labelled),
             ids,
             vectors,
             work.config,
@@ -307,16 +312,27 @@ def spread(work: Work, table: str, part: str = "") -> Spread:
 
 
 def everything_said(work: Work) -> tuple[pa.Table, pa.Table]:
-    """Annotations of every labeller and model, and the splits."""
-    tags = work.read("tags") if work.config.task == "classification" else schema.table("tags").empty()
-    return gather(work.read("detections"), work.read("predictions"), tags), work.read("splits")
+    """What every labeller and model says of the images that people labelled, and the splits."""
+    splits = work.read("splits")
+    labelled = labelled_of(splits)
+    detections, predictions = (work.read(name, images=labelled) for name in ("detections", "predictions"))
+    whole = work.config.task == "classification"
+    tags = work.read("tags", images=labelled) if whole else schema.table("tags").empty()
+    return gather(detections, predictions, tags), splits
+
+
+def labelled_of(splits: pa.Table) -> list[str]:
+    """The images that people labelled: nothing else can be measured."""
+    return splits.filter(splits.column("gold")).column("image_id").to_pylist()
 
 
 def wrong_classes(work: Work) -> pa.Table:
     """Classes that people probably gave wrongly, by tags or by a probe that did not learn from them."""
     splits = work.read("splits")
+    labelled = labelled_of(splits)
+    work.images = len(labelled)
     return label_errors.find_classes(
-        work.read("tags"),
+        work.read("tags", images=labelled),
         work.read("ground_truth"),
         splits,
         work.project.ontology.names,

@@ -1,9 +1,11 @@
 """What grading rests on: the gold images, their slices, and whether they speak for a batch."""
 
 import re
+from collections.abc import Iterable
 
 import pyarrow as pa
 
+from assets.comparing import others, vectors_of
 from assets.curation import encoder_of
 from assets.tables import Work
 from pipeline import drift, exchangeability, fuse, schema, slices, trust
@@ -14,7 +16,7 @@ def gold_of(work: Work) -> trust.Gold:
     gold = work.read("gold")
     graded = gold.filter(gold.column("graded"))
     ids, places, batches = (gold.column(c).to_pylist() for c in ("image_id", "location", "batch"))
-    images, quality = (schema.where_in(work.read(name), "image_id", ids) for name in ("images", "quality"))
+    images, quality = (work.read(name, images=ids) for name in ("images", "quality"))
     counts = slices.image_counts(
         work.read("ground_truth"), work.read("annotated_images").column("image_id").to_pylist()
     )
@@ -30,9 +32,9 @@ def gold_of(work: Work) -> trust.Gold:
     )
 
 
-def said_by_labellers(work: Work) -> pa.Table:
-    """The answers that labels are made of."""
-    return work.read("tags" if work.config.task == "classification" else "detections")
+def said_by_labellers(work: Work, images: Iterable[str] | None = None) -> pa.Table:
+    """The answers that labels are made of, of all images or of these."""
+    return work.read("tags" if work.config.task == "classification" else "detections", images=images)
 
 
 def gold_tags(work: Work) -> pa.Table | None:
@@ -42,8 +44,7 @@ def gold_tags(work: Work) -> pa.Table | None:
     gold = work.read("gold").filter(work.read("gold").column("graded"))
     batches = sorted(gold.column("batch").unique().to_pylist())
     ids = gold.column("image_id").to_pylist()
-    parts = [schema.where_in(work.store.read("tags", b), "image_id", ids) for b in batches]
-    return pa.concat_tables([schema.table("tags").empty(), *parts])
+    return work.store.read("tags", batches, images=ids) if batches else schema.table("tags").empty()
 
 
 def graded_on(work: Work, which: tuple[str, ...]) -> trust.Gold:
@@ -56,18 +57,14 @@ def graded_on(work: Work, which: tuple[str, ...]) -> trust.Gold:
 
 def against_gold(work: Work, gold: list[str], labelled: list[str]) -> pa.Table:
     """Rows of `drift` that compare this batch's unlabelled images with gold images, wherever those are from."""
-
     known = schema.where_in(work.read("gold"), "image_id", gold).column("batch").unique().to_pylist()
-    elsewhere = sorted(b for b in known if b != work.batch)
 
     def rows(name: str) -> pa.Table:
-        parts = [schema.where_in(work.store.read(name, b), "image_id", gold) for b in elsewhere]
-        return pa.concat_tables([work.read(name), *parts])
+        elsewhere = others(work, name, gold, known) if set(known) - {work.batch} else schema.table(name).empty()
+        return pa.concat_tables([work.read(name), elsewhere])
 
     images = rows("images")
-    patch = None if work.config.drift.unit == "patch" and work.config.curation.patches > 1 else 0
-    wanted = images.column("image_id").unique().to_pylist()
-    ids, vectors = work.vectors.fetch(wanted, encoder_of(work.project), patch)
+    ids, vectors = vectors_of(work, images, gold, encoder_of(work.project))
     said = schema.best_classes(rows("tags")) if work.config.task == "classification" else rows("detections")
     return drift.test_batch(
         work.batch or "",

@@ -149,16 +149,9 @@ def build(project: Project) -> Stage:
         """Each prompt on gold images known to lack its class: how often it finds it there all the same."""
         gold = work.read("gold")
         ids = gold.filter(gold.column("graded")).column("image_id").to_pylist()
-        parts = {
-            name: pa.concat_tables(
-                [
-                    schema.where_in(work.store.read_or_empty(name, b), "image_id", ids)
-                    for b in gold["batch"].unique().to_pylist()
-                ]
-                or [schema.table(name).empty()]
-            )
-            for name in ("ground_truth", "detections", "proposals")
-        }
+        batches = gold["batch"].unique().to_pylist()
+        names = ("ground_truth", "detections", "proposals")
+        parts = {name: work.store.read_or_empty(name, batches, images=ids) for name in names}
         return prompts.errors(ids, parts["ground_truth"], parts["detections"], parts["proposals"], work.project)
 
     @stage.table(
@@ -196,7 +189,7 @@ def build(project: Project) -> Stage:
         """Each labeller against people on gold: the score from which its labels are accepted, with a guarantee."""
         truth, gold, classes = work.read("ground_truth"), gold_of(work), work.project.ontology.names
         config, task = work.config.trust, work.config.task
-        said = schema.where_in(said_by_labellers(work), "image_id", {*gold.images, *gold.design})
+        said = said_by_labellers(work, {*gold.images, *gold.design})
         said = fuse.gradable(said, work.config, gold_tags(work))
         graded = trust.grade(said, truth, gold, config, classes, task, labellers_of(work.project))
         other = trust.other_targets(said, truth, gold, config, classes, task)

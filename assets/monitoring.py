@@ -4,8 +4,8 @@ from collections.abc import Mapping
 from datetime import UTC, datetime
 
 import pyarrow as pa
-import pyarrow.compute as pc
 
+from assets.comparing import others, vectors_of
 from assets.conditions import follows
 from assets.curation import encoder_of
 from assets.metadata import picture
@@ -54,15 +54,17 @@ def build(project: Project) -> Stage:
     )
     def drift_(work: Work) -> Mapping[str, pa.Table]:
         """Embeddings, looks, scores, classes and counts of this batch against the reference, and what drives it."""
-        compared = work.read("reference").column("image_id").to_pylist()
-        images = pa.concat_tables([work.read("images"), others(work, "images", compared)])
-        wanted = images.column("image_id").unique().to_pylist()
+        rows = work.read("reference")
+        compared, batches = (rows.column(c).unique().to_pylist() for c in ("image_id", "batch"))
+
+        def both(name: str) -> list[pa.Table]:
+            return [work.read(name), others(work, name, compared, batches)]
+
+        images, quality = (pa.concat_tables(both(name)) for name in ("images", "quality"))
         encoder = encoder_of(work.project)
-        patch = None if work.config.drift.unit == "patch" and work.config.curation.patches > 1 else 0
-        ids, vectors = work.vectors.fetch(wanted, encoder, patch)
-        said = [work.read(n) for n in ("detections", "predictions")]
-        said += [others(work, n, compared) for n in ("detections", "predictions")]
-        quality = pa.concat_tables([work.read("quality"), others(work, "quality", compared)])
+        ids, vectors = vectors_of(work, images, compared, encoder)
+        (found, found_there), (foreseen, foreseen_there) = both("detections"), both("predictions")
+        said = [found, foreseen, found_there, foreseen_there]
         tables = drift.examine(
             work.batch or "",
             images,
@@ -163,17 +165,11 @@ def show_drift(work: Work, tables: Mapping[str, pa.Table], images: pa.Table) -> 
             work.show(smallest_shift_caught=f"{row['detectable']:.2g} {row['unit']}, at {row['alpha']:g}")
 
 
-def others(work: Work, name: str, image_ids: list[str]) -> pa.Table:
-    """Rows of the given images from the other batches."""
-    rows = schema.where_in(work.read_all(name), "image_id", image_ids)
-    return rows.filter(pc.not_equal(rows.column("batch"), work.batch))
-
-
 def slices_of(work: Work, images: pa.Table, quality: pa.Table) -> dict[str, list[str]]:
     """Images of each declared slice that needs no labels."""
     declared = slices.without_labels(work.config.evaluation.slices)
-    unlabelled = slices.image_counts(schema.table("ground_truth").empty(), [])
-    members = slices.declared(slices.per_image(images, quality, work.read("splits"), unlabelled), declared)
+    empty = schema.table("splits").empty(), slices.image_counts(schema.table("ground_truth").empty(), [])
+    members = slices.declared(slices.per_image(images, quality, *empty), declared)
     rows = members.group_by("slice").aggregate([("image_id", "list")]).to_pylist()
     return {row["slice"]: row["image_id_list"] for row in rows if row["slice"] != "all"}
 
@@ -204,5 +200,6 @@ def pending_entries(work: Work) -> list[str]:
 def views_readable(work: Work, outputs: Mapping[str, pa.Table]) -> Finding:
     """Every view of the DuckDB file answers, with as many rows as its table has."""
     rows = {r["view"]: r["rows"] for r in outputs["warehouse"].to_pylist()}
-    wrong = [n for n in ("images", "labels", "verdict") if rows.get(n) != work.store.read_or_empty(n).num_rows]
+    columns = {"images": "batch", "labels": "batch", "verdict": "slice"}
+    wrong = [n for n, c in columns.items() if rows.get(n) != work.store.read_or_empty(n, columns=[c]).num_rows]
     return Finding(not wrong, f"{len(rows)} views" if not wrong else f"wrong: {', '.join(wrong)}")

@@ -1,10 +1,10 @@
 """What a table's function is given, and everything about making its tables but the running of it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any, TypeAlias
+from typing import Any, TypeAlias, TypeVar
 
 import dagster as dg
 import pyarrow as pa
@@ -21,6 +21,7 @@ from pipeline.store import Receipt, Staging, Store
 from pipeline.vectors import Vectors
 
 Outputs: TypeAlias = pa.Table | Mapping[str, pa.Table]
+Result = TypeVar("Result")
 
 
 @dataclass(frozen=True)
@@ -141,6 +142,8 @@ class Work:
     """Table -> the `version` that its new rows are made from: they are not written over any other."""
     sources: Callable[[], Mapping[str, str]] = dict
     """Fingerprints of the source's batches, where they are known already."""
+    kept: dict[Any, Any] = field(default_factory=dict)
+    """What was read once for all batches of a run."""
     beat: Beat | None = None
     """Tells `cvp status` how the work goes."""
     _vectors: Vectors | None = None
@@ -185,10 +188,21 @@ class Work:
             self._vectors = Vectors(self.store.uri)
         return self._vectors
 
-    def read(self, name: str, columns: Sequence[str] | None = None) -> pa.Table:
-        """A table's rows: those of this batch, or all where the work or the table has no batches."""
+    def read(self, name: str, columns: Sequence[str] | None = None, images: Iterable[str] | None = None) -> pa.Table:
+        """A table's rows: those of this batch, or all where the work or the table has no batches.
+
+        Args:
+            images: only rows about these: of a million images and more, little that is wanted is in memory then.
+        """
         mine = self.batch if schema.table(name).batched else None
-        return self.store.read(name, mine, columns)
+        return self.store.read(name, mine, columns, images)
+
+    def once(self, key: Any, read: Callable[[], Result]) -> Result:
+        """What `read` gives, called for the first of a run's batches only."""
+        if key not in self.kept:
+            self.kept[key] = read()
+        found: Result = self.kept[key]
+        return found
 
     def known(self, name: str, by_producer: bool = False) -> pa.Table:
         """This batch's rows of the last time, if the same code, configuration and models made them; else none.

@@ -92,13 +92,13 @@ def _definition(recipe: Recipe) -> dg.AssetsDefinition:
         batches: BatchesResource,
     ) -> Iterator[Any]:
         tables = store.open(project)
-        done, failed = list[Done](), list[tuple[str | None, PipelineError]]()
+        done, failed, kept = list[Done](), list[tuple[str | None, PipelineError]](), dict[Any, Any]()
         try:
             todo = _batches(context, project, s3, batches.only) if recipe.batched else [None]
         except PipelineError as error:
             raise _failure(recipe, [(None, error)]) from error
         for batch in todo:
-            work = Work(project, tables, compute.of(project, _teller(recipe, batch)), s3, batch)
+            work = Work(project, tables, compute.of(project, _teller(recipe, batch)), s3, batch, kept=kept)
             try:
                 done.append(run_recipe(recipe, work))
             except PipelineError as error:

@@ -26,7 +26,7 @@ def build(project: Project) -> Stage:
     )
     def training_set(work: Work) -> pa.Table:
         """People's labels of train and val, and accepted labels of images that people have not labelled."""
-        return dataset.snapshot(work.read("labels"), work.read("splits"), work.read("images"))
+        return dataset.snapshot(work.read("labels"), work.read("splits"), work.read("images", ["image_id"]))
 
     @stage.table(
         "models",

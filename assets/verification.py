@@ -170,7 +170,7 @@ def for_verifier(work: Work, labels: pa.Table) -> pa.Table:
 def _on_gold(work: Work) -> tuple[pa.Table, trust.Plan]:
     """Labels as they would be made on gold and design images, and those of them to ask about."""
     gold, config = gold_of(work), work.config.verification
-    said = schema.where_in(said_by_labellers(work), "image_id", {*gold.images, *gold.design})
+    said = said_by_labellers(work, {*gold.images, *gold.design})
     labels = fuse.merge(said, work.config, gold_tags(work)).drop(["parts"])
     several = len(wordings(work.project)) > 1
     return labels, trust.plan(labels, gold, work.config.trust, work.project.ontology.names, config.gold, several)

@@ -25,7 +25,7 @@ def snapshot(labels: pa.Table, splits: pa.Table, images: pa.Table) -> pa.Table:
         labels: rows of `labels`, people's own among them.
         images: only annotations of these rows are taken.
     """
-    known = schema.where_in(splits, "image_id", images.column("image_id").to_pylist())
+    known = _members(splits, images)
     in_gold = schema.where_in(known.filter(known.column("gold")), "split", ("train", "val"))
     held_out = schema.where_in(known, "split", ("val", "test"))
     # A gold image may have come in another batch, too, where only machines labelled it.
@@ -34,11 +34,11 @@ def snapshot(labels: pa.Table, splits: pa.Table, images: pa.Table) -> pa.Table:
     parts = [*_trusted_rows(people, "gold"), *_trusted_rows(machine, None)]
     rows = pa.concat_tables(parts)
     split = dict(zip(in_gold["image_id"].to_pylist(), in_gold["split"].to_pylist(), strict=True))
-    rows = rows.append_column(
-        "split", pa.array([split.get(i, "train") for i in rows["image_id"].to_pylist()], pa.string())
-    ).sort_by([("image_id", "ascending"), ("annotation_id", "ascending")])
+    place = pc.index_in(rows["image_id"], in_gold["image_id"].combine_chunks())
+    rows = rows.append_column("split", pc.fill_null(in_gold["split"].combine_chunks().take(place), "train"))
+    rows = rows.sort_by([("image_id", "ascending"), ("annotation_id", "ascending")])
     name = fingerprint(content_hash(rows), sorted(split.items()))
-    rows = rows.append_column("snapshot", pa.array([name] * rows.num_rows, pa.string()))
+    rows = rows.append_column("snapshot", pa.repeat(pa.scalar(name), rows.num_rows))
     return schema.table("training_set").conform(rows)
 
 

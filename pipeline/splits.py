@@ -25,9 +25,11 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Iterable
+from dataclasses import dataclass
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import schema
@@ -39,8 +41,10 @@ DRAWN = ("train", "val", "test")
 _ROUNDS = 20
 _TINY = 1e-12
 _FEW = 3000  # groups; of more, single moves balance well enough
+_NONE, UNLABELLED = -1, len(DRAWN)
 
 Amounts = NDArray[np.float64]
+Ints = NDArray[np.int64]
 
 
 def assign_splits(
@@ -59,53 +63,104 @@ def assign_splits(
         ConfigError: a rule is not a predicate over the columns of `images`.
     """
     rows = _first_arrivals(images)
-    ids = rows.column("image_id").to_pylist()
-    locations = rows.column("location").to_pylist()
+    places = _Places.of(rows.column("image_id"), rows.column("location"), duplicates)
+    gold = schema.codes(rows.column("image_id"), annotated_images.column("image_id").unique()) >= 0
     ruled = _by_rules(rows, config)
-    groups = _linked_locations(ids, locations, duplicates)
-    fixed = {groups[place]: split for place, split in zip(locations, ruled, strict=True) if split}
+    hit = np.flatnonzero(ruled != _NONE)
+    fixed = dict(zip(places.group_of[hit].tolist(), ruled[hit].tolist(), strict=True))
+    kept = _kept(places.ids, duplicates)
+    # Only labelled images get a split, and each that of the image that is kept for it: no others need be drawn.
+    needed = np.unique(np.append(np.flatnonzero(gold), kept[gold]))
     if config.stratify:
-        gold_ids = set(annotated_images.column("image_id").to_pylist())
-        drawn = balanced(_contents(ids, locations, groups, ground_truth, gold_ids), fixed, config)
+        drawn = _dealt(places, ground_truth, gold, fixed, config)
     else:
-        drawn = _draw({groups[place] for place in locations}, _strata(ids, locations, groups, ground_truth), config)
+        drawn = _draw(places.group_of[needed], places.names, _strata(places.group_of, places, ground_truth), config)
     drawn |= fixed
-    split_of = {image: split or drawn[groups[place]] for image, place, split in zip(ids, locations, ruled, strict=True)}
-    kept = dict(zip(*(duplicates.column(c).to_pylist() for c in ("image_id", "duplicate_of")), strict=True))
-    gold = set(annotated_images.column("image_id").to_pylist())
-    final = [split_of.get(kept.get(i, i), split_of[i]) if i in gold else "unlabelled" for i in ids]
-    alone = _alone(ids, locations, groups, fixed, ground_truth, config)
-    meant = [rule or alone.get(place, split_of[i]) for i, place, rule in zip(ids, locations, ruled, strict=True)]
-    moved = [i in gold and a != b for i, a, b in zip(ids, meant, final, strict=True)]
-    why = ["duplicate" if split != split_of[i] else "location" for i, split in zip(ids, final, strict=True)]
+    own = ruled.copy()
+    open_ = needed[own[needed] == _NONE]
+    own[open_] = [drawn[group] for group in places.group_of[open_].tolist()]
+    final = np.where(gold, own[kept], UNLABELLED)
+    meant = np.where(gold, own, UNLABELLED)
+    alone = _alone(places, np.flatnonzero(gold & (ruled == _NONE)), fixed, ground_truth, config)
+    meant[list(alone)] = list(alone.values())
+    moved = meant != final
+    words = pa.array([*DRAWN, "unlabelled"])
+    why = pa.array(np.where(final != own, "duplicate", "location").astype(str), pa.string(), mask=~moved)
     return schema.table("splits").from_columns(
         {
             "image_id": rows.column("image_id"),
             "batch": rows.column("batch"),
-            "split": pa.array(final, pa.string()),
+            "split": words.take(pa.array(final)),
             "location": rows.column("location"),
-            "gold": pa.array([i in gold for i in ids], pa.bool_()),
-            "moved_from": pa.array([split if m else None for split, m in zip(meant, moved, strict=True)], pa.string()),
-            "moved_by": pa.array([word if m else None for word, m in zip(why, moved, strict=True)], pa.string()),
+            "gold": pa.array(gold),
+            "moved_from": words.take(pa.array(meant, mask=~moved)),
+            "moved_by": why,
         }
     )
 
 
+@dataclass(frozen=True)
+class _Places:
+    """Where n images were taken, and which places near-duplicates link.
+
+    Attributes:
+        ids: (n,) image_ids. names: the places, sorted. of_image: (n,) number of each image's place.
+        group: number of the place with the smallest name among those that a place is linked to.
+    """
+
+    ids: pa.Array
+    names: pa.Array
+    of_image: Ints
+    group: Ints
+
+    @classmethod
+    def of(cls, ids: pa.ChunkedArray, locations: pa.ChunkedArray, duplicates: pa.Table) -> _Places:
+        from scipy.sparse import coo_array
+        from scipy.sparse.csgraph import connected_components
+
+        whole = ids.combine_chunks()
+        names = locations.unique()
+        names = names.take(pc.sort_indices(names))
+        of_image = schema.codes(locations, names)
+        ends = [schema.codes(duplicates.column(c), whole) for c in ("image_id", "duplicate_of")]
+        known = (ends[0] >= 0) & (ends[1] >= 0)
+        a, b = (of_image[end[known]] for end in ends)
+        graph = coo_array((np.ones(len(a)), (a, b)), shape=(len(names), len(names)))
+        label = connected_components(graph, directed=False)[1] if len(names) else np.zeros(0, np.int64)
+        _, first = np.unique(label, return_index=True)  # names are sorted, so the first is the smallest
+        return cls(whole, names, of_image, first[label])
+
+    @property
+    def group_of(self) -> Ints:
+        """(n,) the group of each image's place."""
+        return np.asarray(self.group[self.of_image])
+
+
+def _kept(ids: pa.Array, duplicates: pa.Table) -> Ints:
+    """(n,) place of the image that is kept for each, itself where there is none."""
+    kept = np.arange(len(ids))
+    one, other = (schema.codes(duplicates.column(c), ids) for c in ("image_id", "duplicate_of"))
+    there = (one >= 0) & (other >= 0)
+    kept[one[there]] = other[there]
+    return kept
+
+
 def _alone(
-    ids: list[str],
-    locations: list[str],
-    groups: dict[str, str],
-    fixed: dict[str, str],
-    ground_truth: pa.Table,
-    config: SplitConfig,
-) -> dict[str, str]:
-    """The split that each location which goes with another, or with a rule, would have been drawn for by itself."""
-    several = Counter(groups.values())
-    bound = {place for place, group in groups.items() if several[group] > 1 or group in fixed}
-    if config.stratify or not bound:
+    places: _Places, images: Ints, fixed: dict[int, int], ground_truth: pa.Table, config: SplitConfig
+) -> dict[int, int]:
+    """Image -> the split that its location would have been drawn for by itself, where it goes with another or a rule.
+
+    Args:
+        images: labelled ones that no rule takes.
+    """
+    several = np.bincount(places.group, minlength=len(places.names)) > 1
+    bound = (several | np.isin(np.arange(len(several)), list(fixed)))[places.group]
+    mine = images[bound[places.of_image[images]]]
+    if config.stratify or not len(mine):
         return {}
-    drawn = _draw(set(groups), _strata(ids, locations, {place: place for place in groups}, ground_truth), config)
-    return {place: drawn[place] for place in bound}
+    strata = _strata(places.of_image, places, ground_truth)
+    drawn = _draw(places.of_image[mine], places.names, strata, config)
+    return {image: drawn[place] for image, place in zip(mine.tolist(), places.of_image[mine].tolist(), strict=True)}
 
 
 def leaks(splits: pa.Table, duplicates: pa.Table, straddle: bool = False) -> list[str]:
@@ -127,9 +182,8 @@ def leaks(splits: pa.Table, duplicates: pa.Table, straddle: bool = False) -> lis
 
 def places_of(splits: pa.Table, duplicates: pa.Table) -> dict[str, str]:
     """What each image shows: its location, and those that near-duplicates link to it under one name."""
-    ids, locations = (splits.column(c).to_pylist() for c in ("image_id", "location"))
-    linked = _linked_locations(ids, locations, duplicates)
-    return {image: linked[place] for image, place in zip(ids, locations, strict=True)}
+    places = _Places.of(splits.column("image_id"), splits.column("location"), duplicates)
+    return dict(zip(places.ids.to_pylist(), places.names.take(pa.array(places.group_of)).to_pylist(), strict=True))
 
 
 def _straddling(kind: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
@@ -144,81 +198,69 @@ def _straddling(kind: str, pairs: Iterable[tuple[str, str]]) -> list[str]:
 
 
 def _first_arrivals(images: pa.Table) -> pa.Table:
-    ordered = images.sort_by([("image_id", "ascending"), ("batch", "ascending"), ("file_name", "ascending")])
-    names = np.asarray(ordered.column("image_id").to_pylist(), str)
-    return ordered.take(pa.array(np.unique(names, return_index=True)[1], pa.int64())).combine_chunks()
+    order = [("image_id", "ascending"), ("batch", "ascending"), ("file_name", "ascending")]
+    ordered = images.take(pc.sort_indices(images, order)).combine_chunks()  # type: ignore[arg-type]
+    names = ordered.column("image_id").combine_chunks()
+    again = pc.equal(names[1:], names[:-1]).to_numpy(zero_copy_only=False)
+    return ordered.filter(pa.array(np.append(np.ones(min(1, len(names)), bool), ~again)))
 
 
-def _by_rules(rows: pa.Table, config: SplitConfig) -> list[str]:
-    """The split of each image by the first rule that matches; '' where none does."""
-    split = np.full(rows.num_rows, "", object)
+def _by_rules(rows: pa.Table, config: SplitConfig) -> Ints:
+    """(n,) the split of each image, a place in DRAWN, by the first rule that matches; _NONE where none does."""
+    split = np.full(rows.num_rows, _NONE)
     for i, rule in enumerate(config.assign):
         hits = matches(rows, rule.where, f"curation.splits.assign[{i}].where")
-        split[hits & (split == "")] = rule.split
-    return [str(s) for s in split]
+        split[hits & (split == _NONE)] = DRAWN.index(rule.split)
+    return split
 
 
-def _linked_locations(ids: list[str], locations: list[str], duplicates: pa.Table) -> dict[str, str]:
-    """For each location, the smallest name among those that near-duplicates link it to."""
-    from scipy.sparse import coo_array
-    from scipy.sparse.csgraph import connected_components
+def _strata(of_image: Ints, places: _Places, ground_truth: pa.Table) -> list[list[int]]:
+    """For each class the groups whose labels are all of that class, sorted.
 
-    names, position = np.unique(np.asarray(locations, str), return_inverse=True)
-    at = dict(zip(ids, position.tolist(), strict=True))
-    pairs = zip(*(duplicates.column(c).to_pylist() for c in ("image_id", "duplicate_of")), strict=True)
-    links = np.array([(at[a], at[b]) for a, b in pairs if a in at and b in at], np.int64).reshape(-1, 2)
-    graph = coo_array((np.ones(len(links)), (links[:, 0], links[:, 1])), shape=(len(names), len(names)))
-    if not len(names):
-        return {}
-    label = connected_components(graph, directed=False)[1]
-    _, first = np.unique(label, return_index=True)  # names are sorted, so the first is the smallest
-    return {str(name): str(names[first[group]]) for name, group in zip(names, label, strict=True)}
+    Args:
+        of_image: (n,) the group of each image.
+    """
+    image = schema.codes(ground_truth.column("image_id"), places.ids)
+    classes = ground_truth.column("class_name").combine_chunks().dictionary_encode().indices.to_numpy()
+    seen = np.unique(np.stack([of_image[image], classes], axis=1)[image >= 0], axis=0)
+    groups, counts = np.unique(seen[:, 0], return_counts=True)
+    pure = seen[np.isin(seen[:, 0], groups[counts == 1])]
+    return [pure[pure[:, 1] == kind, 0].tolist() for kind in np.unique(pure[:, 1])]
 
 
-def _strata(
-    ids: list[str], locations: list[str], groups: dict[str, str], ground_truth: pa.Table
-) -> dict[str, list[str]]:
-    """Class -> the groups of locations whose labels are all of that class."""
-    place_of = dict(zip(ids, locations, strict=True))
-    seen = defaultdict(set)
-    for image, name in zip(*(ground_truth.column(c).to_pylist() for c in ("image_id", "class_name")), strict=True):
-        if image in place_of:
-            seen[groups[place_of[image]]].add(name)
-    strata = defaultdict(list)
-    for group, classes in sorted(seen.items()):
-        if len(classes) == 1:
-            strata[next(iter(classes))].append(group)
-    return dict(strata)
-
-
-def _draw(groups: set[str], strata: dict[str, list[str]], config: SplitConfig) -> dict[str, str]:
-    """The split of each group, by its hash; then one of each class in test and val."""
-    draw = {group: _uniform(config.seed, group) for group in groups}
-    split = {group: _by_share(u, config) for group, u in draw.items()}
-    for members in strata.values():
+def _draw(groups: Ints, names: pa.Array, strata: list[list[int]], config: SplitConfig) -> dict[int, int]:
+    """The split of each group, by its name's hash; then one of each class in test and val."""
+    wanted = np.unique(np.append(groups, [group for members in strata for group in members])).astype(np.int64)
+    words = names.take(pa.array(wanted)).to_pylist()
+    draw = {group: _uniform(config.seed, word) for group, word in zip(wanted.tolist(), words, strict=True)}
+    split = {group: DRAWN.index(_by_share(u, config)) for group, u in draw.items()}
+    for members in strata:
         if len(members) < 3:
             continue
         by_hash = iter(sorted(members, key=lambda group: draw[group]))
         for name, share in (("test", config.test), ("val", config.val)):
-            if share > 0 and all(split[group] != name for group in members):
-                split[next(by_hash)] = name
+            if share > 0 and all(split[group] != DRAWN.index(name) for group in members):
+                split[next(by_hash)] = DRAWN.index(name)
             else:
                 next(by_hash)
     return split
 
 
-def _contents(
-    ids: list[str], locations: list[str], groups: dict[str, str], ground_truth: pa.Table, gold: set[str]
-) -> dict[str, Counter[str]]:
-    """For each group, how many labelled images ('') and labels of each class it has."""
-    contents: dict[str, Counter[str]] = {groups[place]: Counter() for place in locations}
-    group_of = {image: groups[place] for image, place in zip(ids, locations, strict=True) if image in gold}
-    for group in group_of.values():
-        contents[group][""] += 1
-    for image, name in zip(*(ground_truth.column(c).to_pylist() for c in ("image_id", "class_name")), strict=True):
-        if image in group_of:
-            contents[group_of[image]][name] += 1
-    return contents
+def _dealt(
+    places: _Places, ground_truth: pa.Table, gold: NDArray[np.bool_], fixed: dict[int, int], config: SplitConfig
+) -> dict[int, int]:
+    """The split of each group so that labelled images, and labels of each class, are balanced."""
+    names = dict(enumerate(places.names.to_pylist()))
+    groups = np.unique(places.group)
+    contents: dict[str, Counter[str]] = {names[group]: Counter() for group in groups.tolist()}
+    for group in places.group_of[gold].tolist():
+        contents[names[group]][""] += 1
+    image = schema.codes(ground_truth.column("image_id"), places.ids)
+    for i, kind in zip(image.tolist(), ground_truth.column("class_name").to_pylist(), strict=True):
+        if i >= 0 and gold[i]:
+            contents[names[places.group[places.of_image[i]]]][kind] += 1
+    found = balanced(contents, {names[group]: DRAWN[split] for group, split in fixed.items()}, config)
+    return {group: DRAWN.index(found[names[group]]) for group in groups.tolist()}
 
 
 def balanced(contents: dict[str, Counter[str]], fixed: dict[str, str], config: SplitConfig) -> dict[str, str]:

@@ -16,6 +16,7 @@ from typing import Any, TypeVar
 from urllib.parse import quote, unquote
 
 import pyarrow as pa
+import pyarrow.compute as pc
 import pyarrow.fs as fs
 import pyarrow.parquet as pq
 
@@ -97,8 +98,13 @@ class Store:
         name: str,
         batches: str | Sequence[str] | None = None,
         columns: Sequence[str] | None = None,
+        images: Iterable[str] | None = None,
     ) -> pa.Table:
         """The rows of a table, of the given `batches` or of all, batch after batch.
+
+        Args:
+            images: only rows about these `image_id`s; one file at a time is in memory with all of its rows. `columns`
+                must have their `image_id`.
 
         Raises:
             StoreError: the table has not been made yet, or a file is damaged or of an older version.
@@ -106,17 +112,34 @@ class Store:
         parts = list(self._files(name, batches))
         if not parts:
             raise StoreError(f"table {name!r} has not been made yet in {self.uri}", "run: cvp run PROJECT")
-        return self._rows(name, parts, list(columns) if columns is not None else None)
+        return self._rows(name, parts, columns, images)
 
-    def _rows(self, name: str, parts: list[str], wanted: list[str] | None) -> pa.Table:
-        read = self._side_by_side(lambda path: self._read_file(path, wanted), parts)
-        tables = [schema.table(name).upgraded(rows, wanted, path) for path, rows in zip(parts, read, strict=True)]
-        return pa.concat_tables(tables).replace_schema_metadata(None)
+    def _rows(
+        self, name: str, parts: list[str], columns: Sequence[str] | None = None, images: Iterable[str] | None = None
+    ) -> pa.Table:
+        spec = schema.table(name)
+        wanted = None if columns is None else list(columns)
+        about = None if images is None else pa.array(images, pa.string())
 
-    def read_or_empty(self, name: str, batches: str | Sequence[str] | None = None) -> pa.Table:
+        def read(path: str) -> pa.Table:
+            rows = spec.upgraded(self._read_file(path, wanted), wanted, path)
+            return rows if about is None else rows.filter(pc.is_in(rows.column("image_id"), about))
+
+        return pa.concat_tables(self._side_by_side(read, parts)).replace_schema_metadata(None)
+
+    def read_or_empty(
+        self,
+        name: str,
+        batches: str | Sequence[str] | None = None,
+        columns: Sequence[str] | None = None,
+        images: Iterable[str] | None = None,
+    ) -> pa.Table:
         """Like `read`, but a table that was never made has no rows."""
         parts = list(self._files(name, batches))
-        return self._rows(name, parts, None) if parts else schema.table(name).empty()
+        if parts:
+            return self._rows(name, parts, columns, images)
+        empty = schema.table(name).empty()
+        return empty if columns is None else empty.select(list(columns))
 
     def write(
         self,

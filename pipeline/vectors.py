@@ -32,6 +32,7 @@ _NAMED_AT_MOST = 2000  # ids in one filter; beyond, reading all vectors of the e
 _LOOSE_AT_MOST = 32  # small fragments before they are compacted
 _KEPT = timedelta(minutes=10)  # old versions, for readers that are still at them
 _READ_AT_ONCE = 1024  # rows; LanceDB reads 16 such pieces ahead
+_LOOKED_UP = 16 * 1024  # rows at a time, or more
 
 
 def vector_schema(dimensions: int, dtype: str = "float32") -> pa.Schema:
@@ -167,9 +168,8 @@ class Vectors:
         if len(wanted) <= _NAMED_AT_MOST:
             where += f" AND image_id IN ({', '.join(_text(i) for i in wanted.to_pylist())})"
         query = table.search().where(where).select([*_SORTED, "vector"]).limit(None)
-        rows = _in_order(query.to_arrow(), wanted)
-        vectors = _matrix(rows.column("vector").combine_chunks())
-        return rows.column("image_id").to_pylist(), vectors.astype(np.float32, copy=False)
+        parts = list(_placed(query.to_batches(batch_size=_READ_AT_ONCE), wanted))
+        return _in_order(parts, table.schema.field("vector").type.list_size)
 
     def search(self, vector: NDArray[np.float32], encoder: str, limit: int, batch: str | None = None) -> pa.Table:
         """The `limit` nearest whole images by cosine, exactly, best first: image_id, batch, similarity.
@@ -296,19 +296,44 @@ def _tidy(table: Any) -> None:
 _SORTED = ["image_id", "patch", "batch", "generation"]
 
 
-def _in_order(rows: pa.Table, wanted: pa.Array) -> pa.Table:
-    """The rows whose image is `wanted`, in that order, then by patch; one batch's where there are several.
+def _placed(batches: Iterable[pa.RecordBatch], wanted: pa.Array) -> Iterator[pa.Table]:
+    """The rows whose image is `wanted`, with its place there, an eighth as many at a time: each look-up first hashes
+    all that is wanted."""
+    waiting: list[pa.RecordBatch] = []
+    for rows in chain(batches, [None]):
+        waiting += [] if rows is None else [rows]
+        many = sum(part.num_rows for part in waiting) >= max(_LOOKED_UP, len(wanted) // 8)
+        if waiting and (many or rows is None):
+            some = pa.Table.from_batches(waiting)
+            place = pc.index_in(some.column("image_id"), wanted)
+            yield some.append_column("place", place).filter(pc.is_valid(place))
+            waiting = []
+
+
+def _in_order(parts: list[pa.Table], length: int) -> tuple[list[str], NDArray[np.float32]]:
+    """Ids and vectors by place, then by patch; one batch's where there are several. `parts` are used up on the way.
 
     Of two generations, which are there while a batch is replaced, the newer one.
     """
-    place = pc.index_in(rows.column("image_id"), wanted)
-    rows = rows.append_column("place", place).filter(pc.is_valid(place)).combine_chunks()
+    if not parts:
+        return [], np.zeros((0, length), np.float32)
     directions = {"place": "ascending", "patch": "ascending", "batch": "ascending", "generation": "descending"}
-    rows = rows.take(pc.sort_indices(rows, list(directions.items())))
-    places, patches = rows.column("place").to_numpy(), rows.column("patch").to_numpy()
-    first = np.ones(rows.num_rows, bool)
+    keys = pa.concat_tables([part.drop_columns("vector") for part in parts]).combine_chunks()
+    order = pc.sort_indices(keys, list(directions.items())).to_numpy()
+    places, patches = (keys.column(c).to_numpy()[order] for c in ("place", "patch"))
+    first = np.ones(len(order), bool)
     first[1:] = (places[1:] != places[:-1]) | (patches[1:] != patches[:-1])
-    return rows.filter(pa.array(first))
+    chosen = order[first]
+    to = np.full(len(order), -1)
+    to[chosen] = np.arange(len(chosen))
+    vectors = np.empty((len(chosen), length), np.float32)
+    done = 0
+    while parts:  # each is freed once its vectors are in their places
+        some = parts.pop(0).column("vector").combine_chunks()
+        rows = to[done : done + len(some)]
+        vectors[rows[rows >= 0]] = _matrix(some)[rows >= 0]
+        done += len(some)
+    return keys.column("image_id").take(pa.array(chosen)).to_pylist(), vectors
 
 
 def _matrix(vectors: pa.FixedSizeListArray) -> NDArray[np.floating]:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import pyarrow as pa
+import pyarrow.compute as pc
 
-from pipeline import schema
 from pipeline.config import DriftConfig
 from pipeline.predicates import matches
 
@@ -15,10 +15,10 @@ def reference_images(images: pa.Table, splits: pa.Table, config: DriftConfig) ->
     Raises:
         ConfigError: it is not a predicate over these columns.
     """
-    at = {image: i for i, image in enumerate(splits.column("image_id").to_pylist())}
-    rows = schema.where_in(images, "image_id", at)
-    placed = splits.take(pa.array([at[i] for i in rows.column("image_id").to_pylist()], pa.int64()))
+    place = pc.index_in(images.column("image_id"), splits.column("image_id").combine_chunks())
+    rows = images.filter(pc.is_valid(place))
+    placed = splits.select(["split", "gold"]).take(place.drop_null())
     for name in ("split", "gold"):
         rows = rows.append_column(name, placed.column(name))
     hits = matches(rows, config.reference, "drift.reference")
-    return sorted(set(rows.filter(pa.array(hits)).column("image_id").to_pylist()))
+    return sorted(rows.filter(pa.array(hits)).column("image_id").unique().to_pylist())

@@ -260,7 +260,8 @@ def embedding_map(
         images: the table `images`, for batches. polygons: corners by name.
     """
     places = places.slice(0, _MAP_POINTS)  # sorted by hashes, so the first ones are a fair sample
-    batch_of = dict(zip(images.column("image_id").to_pylist(), images.column("batch").to_pylist(), strict=True))
+    shown = schema.where_in(images, "image_id", places.column("image_id").to_pylist())
+    batch_of = dict(zip(shown.column("image_id").to_pylist(), shown.column("batch").to_pylist(), strict=True))
     batches = np.array([batch_of.get(i, "") for i in places.column("image_id").to_pylist()], dtype=object)
     x, y = style.xy(places)
     with style.figure(4.2, "Where the photos lie", form) as (figure, sink):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -36,7 +37,7 @@ def render(
     """
     path = path or location(store)
     tables = Tables(config, store)
-    gallery = Gallery(tables.read("images"), reader)
+    gallery = Gallery(partial(tables.about, "images"), reader)
     sections = {name: build(tables, gallery) for name, build in SECTIONS.items()}
     page = _environment().get_template("report.html.j2").render(config=config, **sections)
     path.parent.mkdir(parents=True, exist_ok=True)

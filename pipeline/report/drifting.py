@@ -12,6 +12,7 @@ from pipeline.drift import standing
 from pipeline.report.gallery import Gallery, Picture, Shot, chart
 from pipeline.report.tables import Section, Tables
 
+_SIDES = ("examples", "reference_examples")
 _BATCHES, _REGIONS, _DRIVERS, _EXAMPLES, _DETAILS = 3, 3, 6, 4, 5  # shown
 
 
@@ -58,9 +59,11 @@ def _telling(rows: pa.Table) -> pa.Table:
 
 def _driven(tables: Tables, gallery: Gallery, batch: str) -> dict[str, Any]:
     """What a batch differs by: images and regions in pictures, and the largest shifts of shares and looks."""
-    images = {r["image_id"]: r for r in tables.read("images").select(["image_id", "batch", "file_name"]).to_pylist()}
-    drivers = [r for r in _of(tables, "drift_images", batch) if r["image_id"] in images]
+    drivers = _of(tables, "drift_images", batch)
     regions = [r for r in _of(tables, "drift_regions", batch) if r["share"] > r["reference_share"]]
+    named = {r["image_id"] for r in drivers}.union(*(r[side] for r in regions for side in _SIDES))
+    images = {r["image_id"]: r for r in tables.about("images", named).to_pylist()}
+    drivers = [r for r in drivers if r["image_id"] in images]
     shares = _of(tables, "drift_shares", batch)
     looks = [r for r in _of(tables, "drift_dimensions", batch) if r["subject"] == "quality"]
 
@@ -76,7 +79,7 @@ def _driven(tables: Tables, gallery: Gallery, batch: str) -> dict[str, Any]:
             ]
         ),
         "regions": [
-            r | {"sides": [shown(r["examples"]), shown(r["reference_examples"])]}
+            r | {"sides": [shown(r[side]) for side in _SIDES]}
             for r in sorted(regions, key=lambda r: (r["region"], r["encoder"]))[:_REGIONS]
         ],
         "shares": sorted(shares, key=lambda r: (-r["psi"], r["mix"], r["category"]))[:_DETAILS],

@@ -58,8 +58,7 @@ def _failure_shot(row: Row, crop: bool = True) -> Shot:
 
 def _labelled(tables: Tables, image_ids: list[str]) -> list[Shot]:
     """Training images as people labelled them, those that are still there."""
-    truth = schema.where_in(tables.read("ground_truth"), "image_id", image_ids)
-    known = schema.where_in(tables.read("images"), "image_id", image_ids)
+    truth, known = tables.about("ground_truth", image_ids), tables.about("images", image_ids)
     batches = dict(zip(known["image_id"].to_pylist(), known["batch"].to_pylist(), strict=True))
     shots = []
     for image in image_ids:
@@ -77,7 +76,7 @@ def doubts(tables: Tables, gallery: Gallery) -> Section:
         return None
     order = [("error", "ascending"), ("suspicion", "descending"), ("annotation_id", "ascending")]
     shown = round_robin(rows.sort_by(order).to_pylist(), "error", _DOUBTED)
-    truth = schema.where_in(tables.read("ground_truth"), "image_id", [row["image_id"] for row in shown])
+    truth = tables.about("ground_truth", [row["image_id"] for row in shown])
     shots = []
     for row in shown:
         suggested = () if row["x1"] is None else ((tuple(row[c] for c in schema.CORNERS), MODEL),)

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import base64
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
 
-from pipeline import plots, schema
+from pipeline import plots
 from pipeline.images import Pixels, Reader
 
 HUMAN, MODEL = "#f8fafc", "#2dd4bf"  # colours of boxes
@@ -47,10 +47,10 @@ class Gallery:
     """Pictures of the images of one project.
 
     Args:
-        images: the table `images`.
+        images: gives the rows of `images` about some of them.
     """
 
-    def __init__(self, images: pa.Table, reader: Reader) -> None:
+    def __init__(self, images: Callable[[Iterable[str]], pa.Table], reader: Reader) -> None:
         self._images = images
         self._reader = reader
 
@@ -61,7 +61,7 @@ class Gallery:
 
     def _pixels(self, wanted: set[str]) -> dict[str, Pixels | None]:
         # Sorted by file, so that the tiles of one photo decode it once.
-        rows = schema.where_in(self._images, "image_id", wanted).sort_by([("uri", "ascending")])
+        rows = self._images(wanted).sort_by([("uri", "ascending")])
         return dict(zip(rows.column("image_id").to_pylist(), self._reader.read_rows(rows), strict=True))
 
     def _picture(self, shot: Shot, pixels: Pixels | None) -> Picture:

@@ -46,8 +46,8 @@ def models(tables: Tables, gallery: Gallery) -> Section:
         "trained": trained,
         "champion": champion,
         "deployed": deployed,
-        "training_rows": tables.read("training_set").num_rows,
-        "origins": sorted(count(tables.read("training_set"), "origin").items()),
+        "training_rows": tables.read("training_set", "origin").num_rows,
+        "origins": sorted(count(tables.read("training_set", "origin"), "origin").items()),
         "charts": [
             {
                 "title": f"Training loss of {producer_name(m['model'])}",
@@ -62,8 +62,9 @@ def provenance(tables: Tables, gallery: Gallery) -> Section:
     """Who made which rows, and the receipts of the tables."""
     producers: Counter[tuple[str, str]] = Counter()
     for name in ("ground_truth", "detections", "masks", "tags", "labels", "predictions"):
-        producers.update({(p, name): n for p, n in count(tables.read(name), "producer").items()})
-    producers.update({(p, "embeddings"): n for p, n in count(tables.read("embeddings"), "encoder").items()})
+        producers.update({(p, name): n for p, n in count(tables.read(name, "producer"), "producer").items()})
+    encoders = count(tables.read("embeddings", "encoder"), "encoder")
+    producers.update({(p, "embeddings"): n for p, n in encoders.items()})
     made = [_made(tables.store, n) for n in schema.TABLES if n != "report" and tables.store.exists(n)]
     if not made:
         return None

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Callable, Iterable
 from typing import Any
 
+import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -68,10 +69,10 @@ def _scale(rows: Iterable[dict[str, Any]]) -> float:
 
 def overview(tables: Tables, gallery: Gallery) -> Section:
     """What came in: batches, counts, people's labels, and what was refused."""
-    images, rejected = tables.read("images"), tables.read("rejected_files")
+    images, rejected = tables.read("images", "batch", "parent_id", "attributes"), tables.read("rejected_files")
     if not images.num_rows and not rejected.num_rows:
         return None
-    truth = tables.read("ground_truth")
+    truth = tables.read("ground_truth", "batch", "class_name")
     per_batch = {
         "images": count(images, "batch"),
         "photos": distinct(images, "batch", "parent_id"),
@@ -79,7 +80,7 @@ def overview(tables: Tables, gallery: Gallery) -> Section:
         "boxes": count(truth, "batch"),
         "rejected": count(rejected, "batch"),
     }
-    splits = count(tables.read("splits"), "batch", "split")
+    splits = count(tables.read("splits", "batch", "split"), "batch", "split")
     names = sorted({b for counts in per_batch.values() for b in counts})
     batches = [
         {"name": b, **{k: counts.get(b, 0) for k, counts in per_batch.items()}}
@@ -112,16 +113,17 @@ def _map(tables: Tables) -> list[dict[str, str]]:
     places = tables.read("map")
     if not places.num_rows:
         return []
-    picture = plots.embedding_map(places, tables.read("images"), tables.config.evaluation.polygons, form="svg")
+    images = tables.read("images", "image_id", "batch")
+    picture = plots.embedding_map(places, images, tables.config.evaluation.polygons, form="svg")
     return [{"title": "Where the photos lie", "uri": chart(picture)}]
 
 
 def _attributes(images: pa.Table) -> list[dict[str, Any]]:
     """Each attribute's values and their counts, at most twelve."""
     counts: dict[str, Counter[str]] = defaultdict(Counter)
-    for pairs in images.column("attributes").to_pylist():
-        for key, value in pairs:
-            counts[key][value] += 1
+    for pairs in images.column("attributes").chunks:
+        for (key, value), n in count(pa.table({"key": pairs.keys, "value": pairs.items}), "key", "value").items():
+            counts[key][value] += n
     return [
         {"name": key, "values": sorted(values.items(), key=lambda i: (-i[1], i[0]))[:12]}
         for key, values in sorted(counts.items())
@@ -130,7 +132,7 @@ def _attributes(images: pa.Table) -> list[dict[str, Any]]:
 
 def quality(tables: Tables, gallery: Gallery) -> Section:
     """Flagged images and duplicates, with pictures."""
-    rows, pairs, issues = (tables.read(name) for name in ("quality", "duplicates", "quality_issues"))
+    rows, pairs, issues = tables.read("quality", "batch"), tables.read("duplicates"), tables.read("quality_issues")
     if not rows.num_rows:
         return None
     return {
@@ -174,7 +176,8 @@ def _duplicate_pictures(pairs: pa.Table, gallery: Gallery) -> list[Any]:
 
 def labels(tables: Tables, gallery: Gallery) -> Section:
     """A sample of labels in the colours of their status, and how far each labeller is trusted."""
-    rows, trust = tables.read("labels"), pa.concat_tables([tables.read("trust"), tables.read("model_trust")])
+    rows = tables.read("labels", "batch", "image_id", "status")
+    trust = pa.concat_tables([tables.read("trust"), tables.read("model_trust")])
     if not rows.num_rows and not trust.num_rows:
         return None
     order = list(plots.STATUS_COLOURS)
@@ -190,7 +193,7 @@ def labels(tables: Tables, gallery: Gallery) -> Section:
         "statuses": statuses,
         "reliability": _reliability(tables),
         "queue": tables.read("review_queue").num_rows,
-        "pictures": gallery.pictures(_label_shots(rows)),
+        "pictures": gallery.pictures(_label_shots(tables, rows)),
         "trust": told.sort_by(
             [("class_name", "ascending"), ("slice", "ascending"), ("producer", "ascending")]
         ).to_pylist(),
@@ -208,13 +211,17 @@ def _reliability(tables: Tables) -> dict[str, str] | None:
     return {"title": "Do scores mean what they say?", "uri": chart(plots.reliability(overall, form="svg"))}
 
 
-def _label_shots(rows: pa.Table) -> list[Shot]:
+def _label_shots(tables: Tables, rows: pa.Table) -> list[Shot]:
     """Twelve labelled images, spread over the batches."""
-    found = rows.group_by(["batch", "image_id"]).aggregate([([], "count_all")])
-    candidates = found.sort_by([("batch", "ascending"), ("image_id", "ascending")]).to_pylist()
+    found = rows.group_by(["batch", "image_id"]).aggregate([])
+    found = found.sort_by([("batch", "ascending"), ("image_id", "ascending")])
+    batch = found.column("batch").combine_chunks().dictionary_encode().indices.to_numpy()
+    turn = np.arange(len(batch)) - np.searchsorted(batch, batch)  # an image's place within its batch
+    chosen = found.take(pa.array(np.lexsort((batch, turn))[:12])).to_pylist()
+    shown = tables.about("labels", [row["image_id"] for row in chosen])
     shots = []
-    for row in round_robin(candidates, "batch", 12):
-        mine = schema.where_in(rows, "image_id", [row["image_id"]])
+    for row in chosen:
+        mine = schema.where_in(shown, "image_id", [row["image_id"]])
         drawn = tuple(
             mark
             for status, colour in plots.STATUS_COLOURS.items()
@@ -306,7 +313,7 @@ def slices(tables: Tables, gallery: Gallery) -> Section:
     # By p-value, so that it does not matter whether more or less of the metric is better.
     worst = sorted(mine, key=lambda r: (not r["confirmed"], 1.0 if r["p_value"] is None else r["p_value"], r["slice"]))
     shown = [r for r in worst if r["p_value"] is not None and r["p_value"] < 0.5][:4] or worst[:2]
-    known = set(tables.read("images").column("image_id").to_pylist())
+    known = tables.read("images", "image_id", "batch").column("image_id").combine_chunks()
     common: dict[str, list[dict[str, Any]]] = defaultdict(list)
     for row in schema.where_in(tables.read("slice_traits"), "model", [model]).to_pylist():
         common[row["slice"]].append(row)
@@ -319,13 +326,19 @@ def slices(tables: Tables, gallery: Gallery) -> Section:
             {
                 "row": r,
                 "common": common.get(r["slice"], []),
-                "pictures": gallery.pictures(_compared(tables, model, [m for m in r["members"] if m in known][:6])),
+                "pictures": gallery.pictures(_compared(tables, model, _there(r["members"], known)[:6])),
             }
             for r in shown
         ],
         "rows": worst[:30],
         "charts": _watched(tables, model, worst),
     }
+
+
+def _there(image_ids: list[str], known: pa.Array) -> list[str]:
+    """Those of the images that are still there."""
+    names = pa.array(image_ids, pa.string())
+    return names.filter(pc.is_in(names, known)).to_pylist()
 
 
 def _watched(tables: Tables, model: str, rows: list[dict[str, Any]]) -> list[dict[str, str]]:
@@ -343,11 +356,9 @@ def _watched(tables: Tables, model: str, rows: list[dict[str, Any]]) -> list[dic
 
 def _compared(tables: Tables, model: str, image_ids: list[str]) -> list[Shot]:
     """Images with people's boxes and those of the model."""
-    truth = schema.where_in(tables.read("ground_truth"), "image_id", image_ids)
-    answers = pa.concat_tables(
-        [schema.best_classes(tables.read("predictions")).drop(["rank"]), tables.read("detections")]
-    )
-    answers = schema.where_in(schema.where_in(answers, "image_id", image_ids), "producer", [model])
+    truth, said, found = (tables.about(name, image_ids) for name in ("ground_truth", "predictions", "detections"))
+    answers = pa.concat_tables([schema.best_classes(said).drop(["rank"]), found])
+    answers = schema.where_in(answers, "producer", [model])
     answers = answers.filter(pc.greater_equal(answers.column("score"), 0.3))
     shots = []
     for image_id in image_ids:

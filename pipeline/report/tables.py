@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from functools import cached_property
 from typing import Any
 
@@ -15,18 +16,22 @@ Section = dict[str, Any] | None  # None: nothing has been made yet
 
 
 class Tables:
-    """The project's tables, each read once."""
+    """The project's tables, each read once: of those with rows about every image only columns, or what is shown."""
 
     def __init__(self, config: ProjectConfig, store: Store) -> None:
         self.config = config
         self.store = store
-        self._read: dict[str, pa.Table] = {}
+        self._read: dict[tuple[str, ...], pa.Table] = {}
 
-    def read(self, name: str) -> pa.Table:
-        """All rows of a table; none if it was never made."""
-        if name not in self._read:
-            self._read[name] = self.store.read_or_empty(name)
-        return self._read[name]
+    def read(self, name: str, *columns: str) -> pa.Table:
+        """All rows of a table, with all columns or these; none if it was never made."""
+        if (name, *columns) not in self._read:
+            self._read[name, *columns] = self.store.read_or_empty(name, columns=columns or None)
+        return self._read[name, *columns]
+
+    def about(self, name: str, image_ids: Iterable[str]) -> pa.Table:
+        """The rows about these images."""
+        return self.store.read_or_empty(name, images=image_ids)
 
     @cached_property
     def split(self) -> str:

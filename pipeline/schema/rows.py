@@ -85,9 +85,10 @@ def where_in(rows: pa.Table, column: str, values: Iterable[str]) -> pa.Table:
     return rows.filter(pc.is_in(rows.column(column), pa.array(list(values), pa.string())))
 
 
-def codes(values: pa.ChunkedArray, known: Sequence[str] | pa.ChunkedArray) -> NDArray[np.int64]:
+def codes(values: pa.ChunkedArray, known: Sequence[str] | pa.Array | pa.ChunkedArray) -> NDArray[np.int64]:
     """(n,) place of each value in `known`, the first of equal ones; -1 for those that are not in it."""
-    among = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else pa.array(list(known), pa.string())
+    whole = known.combine_chunks() if isinstance(known, pa.ChunkedArray) else known
+    among = whole if isinstance(whole, pa.Array) else pa.array(list(whole), pa.string())
     return np.asarray(pc.fill_null(pc.index_in(values, among), -1).to_numpy(), np.int64)
 
 

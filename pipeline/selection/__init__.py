@@ -14,10 +14,11 @@ chosen, so old values are upper bounds and few have to be looked at again (`gree
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 
 import numpy as np
 import pyarrow as pa
+import pyarrow.compute as pc
 from numpy.typing import NDArray
 
 from pipeline import schema
@@ -50,39 +51,48 @@ def propose(
         slices: (slice, image_id) of slices, for slice_deficit.
         left_out: images that are not worth a look: diversity alone would take them first, as unlike all others.
     """
-    gold = set(gold_images(splits))
-    batch_of = dict(zip(images.column("image_id").to_pylist(), images.column("batch").to_pylist(), strict=True))
-    at = {image: i for i, image in enumerate(ids) if image in batch_of}
-    labelled = [at[image] for image in sorted(at) if image in gold]
-    pool = sorted(at.keys() - gold - set(left_out))
-    if not pool or config.budget <= 0:
+    known = images.column("image_id").unique()
+    gold = splits.filter(splits.column("gold")).column("image_id").combine_chunks()
+    names = pa.array(ids, pa.string())
+    at = pc.sort_indices(names).to_numpy()
+    at = at[_among(names, known)[at]]  # of images that have a vector, by their ids
+    annotated, unwanted = _among(names, gold)[at], _among(names, pa.array(left_out, pa.string()))[at]
+    labelled, chosen_from = at[annotated], at[~annotated & ~unwanted]
+    if not len(chosen_from) or config.budget <= 0:
         return schema.table("selection").empty()
-    candidates = vectors[[at[image] for image in pool]]
-    everything = vectors[[at[image] for image in sorted(at)[:_REPRESENTED]]]
+    pool = names.take(pa.array(chosen_from)).to_pylist()
+    candidates, everything = vectors[chosen_from], vectors[at[:_REPRESENTED]]
     answers = schema.table("detections").empty() if said is None else said
     members = pa.table({"slice": pa.array([], pa.string()), "image_id": pa.array([], pa.string())})
     makers: dict[str, Callable[[], Criterion]] = {
         "diversity": lambda: Distance(candidates, vectors[labelled]),
         "representativeness": lambda: Coverage(candidates, everything, vectors[labelled]),
         "uncertainty": lambda: Constant(uncertainty(answers, pool)),
-        "rarity": lambda: Constant(rarity(answers, pool, len(batch_of))),
-        "slice_deficit": lambda: Deficits(members if slices is None else slices, pool, gold, config.slice_target),
+        "rarity": lambda: Constant(rarity(answers, pool, len(known))),
+        "slice_deficit": lambda: Deficits(
+            members if slices is None else slices, pool, set(gold.to_pylist()), config.slice_target
+        ),
     }
     weights = {name: getattr(config, name) for name in makers if getattr(config, name) > 0}
     criteria: list[Criterion] = [makers[name]() for name in weights]
     order, parts = choose(criteria, list(weights.values()), config.budget)
-    return _table(pool, order, batch_of, dict(zip(weights, parts.T, strict=True)), config)
+    chosen = [pool[i] for i in order]
+    return _table(chosen, images, dict(zip(weights, parts.T, strict=True)), config)
+
+
+def _among(names: pa.Array, some: pa.Array) -> NDArray[np.bool_]:
+    return np.asarray(pc.is_in(names, some).to_numpy(zero_copy_only=False), bool)
 
 
 def _table(
-    pool: list[str],
-    order: Sequence[int],
-    batch_of: dict[str, str],
+    chosen: list[str],
+    images: pa.Table,
     parts: dict[str, NDArray[np.float64]],
     config: SelectConfig,
 ) -> pa.Table:
     """Rows of `selection`; `parts` are the scaled values of each criterion at the time of choice."""
-    chosen = [pool[i] for i in order]
+    rows = schema.where_in(images, "image_id", chosen)
+    batch_of = dict(zip(rows.column("image_id").to_pylist(), rows.column("batch").to_pylist(), strict=True))
     total = sum(getattr(config, name) for name in parts)
     gain = sum(getattr(config, name) * values for name, values in parts.items()) / total
     method = " + ".join(parts) if len(parts) > 1 else next(iter(parts))
@@ -96,12 +106,6 @@ def _table(
             **{name: pa.array(values, pa.float32()) for name, values in parts.items()},
         }
     )
-
-
-def gold_images(splits: pa.Table) -> list[str]:
-    """image_ids that people have labelled."""
-    gold = splits.filter(splits.column("gold")).column("image_id").to_pylist()
-    return [str(image) for image in gold]
 
 
 def k_center(

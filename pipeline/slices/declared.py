@@ -82,16 +82,16 @@ def declared(facts: pa.Table, slices: Sequence[SliceConfig]) -> pa.Table:
     """
     import duckdb
 
-    parts = [members({"all": pc.unique(facts.column("image_id")).to_pylist()})]
+    parts = [_named("all", facts.column("image_id").unique())]
     with duckdb.connect(":memory:", config={"enable_external_access": "false"}) as db:
         db.register("per_image", facts)
         for spec in (s for s in slices if s.where):
             query = f"SELECT DISTINCT image_id FROM per_image WHERE ({spec.where}) ORDER BY image_id"
             try:
-                found = [row[0] for row in db.execute(query).fetchall()]
+                found = db.execute(query).to_arrow_table().column("image_id").combine_chunks()
             except duckdb.Error as error:
                 raise _bad_predicate(spec, str(error), facts.column_names) from error
-            parts.append(members({spec.name: found}))
+            parts.append(_named(spec.name, found))
     return pa.concat_tables(parts)
 
 
@@ -99,6 +99,10 @@ def without_labels(slices: Sequence[SliceConfig]) -> list[SliceConfig]:
     """The slices by predicates that tell where an image belongs before anybody has labelled it."""
     needed = re.compile(r"\b(boxes|median_box_area|classes|split|gold|moved_from|moved_by)\b")
     return [s for s in slices if s.where and not needed.search(s.where)]
+
+
+def _named(name: str, ids: pa.Array) -> pa.Table:
+    return pa.table({"slice": pa.repeat(pa.scalar(name), len(ids)), "image_id": ids}).cast(MEMBERS)
 
 
 def members(slices: Mapping[str, Sequence[str]]) -> pa.Table:

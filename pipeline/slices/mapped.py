@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 from numpy.typing import NDArray
 
 from pipeline import schema
+
+_BLOCK = 16 * 1024
 
 
 def map_of(encoder: str, ids: Sequence[str], vectors: NDArray[np.floating], before: pa.Table) -> dict[str, pa.Table]:
@@ -20,24 +23,31 @@ def map_of(encoder: str, ids: Sequence[str], vectors: NDArray[np.floating], befo
     Args:
         ids: n image ids. before: `map_axes` as it was, or no rows.
     """
-    points = np.asarray(vectors, np.float64)
     known = {row["axis"]: row for row in before.to_pylist() if row["encoder"] == encoder}
-    if len(known) == 2 and (not ids or len(known[0]["direction"]) == points.shape[1]):
+    if len(known) == 2 and (not ids or len(known[0]["direction"]) == vectors.shape[1]):
         axes = [known[0], known[1]]
     else:
-        axes = _principal(encoder, points) if len(ids) else []
-    columns = {"image_id": list(ids), "encoder": [encoder] * len(ids)}
+        axes = _principal(encoder, vectors) if len(ids) else []
+    columns: dict[str, Any] = {"image_id": pa.array(ids, pa.string())}
+    columns["encoder"] = pa.repeat(pa.scalar(encoder), len(ids))
     for name, axis in zip("xy", axes, strict=False):
-        columns[name] = ((points - np.array(axis["mean"])) @ np.array(axis["direction"])).tolist()
+        direction = np.array(axis["direction"])
+        parts = [np.zeros(0), *(part @ direction for part in _centred(vectors, np.array(axis["mean"])))]
+        columns[name] = np.concatenate(parts)
     rows = pa.table(columns).sort_by("image_id") if axes else schema.table("map").empty()
     return {"map": schema.table("map").conform(rows), "map_axes": schema.table("map_axes").from_rows(axes)}
 
 
-def _principal(encoder: str, points: NDArray[np.float64]) -> list[dict[str, object]]:
-    mean = points.mean(axis=0)
-    covariance = np.cov(points.T, bias=True).reshape(points.shape[1], points.shape[1])
+def _centred(vectors: NDArray[np.floating], mean: NDArray[np.float64]) -> Iterator[NDArray[np.float64]]:
+    """Vectors less their mean, some at a time: in double precision all would take twice their memory."""
+    return (vectors[top : top + _BLOCK] - mean for top in range(0, len(vectors), _BLOCK))
+
+
+def _principal(encoder: str, vectors: NDArray[np.floating]) -> list[dict[str, object]]:
+    mean = np.asarray(vectors.mean(axis=0, dtype=np.float64))
+    covariance = sum(part.T @ part for part in _centred(vectors, mean)) / len(vectors)
     axes = np.linalg.eigh(covariance)[1][:, ::-1].T
-    second = axes[1] if len(axes) > 1 else np.zeros(points.shape[1])
+    second = axes[1] if len(axes) > 1 else np.zeros(vectors.shape[1])
     found = []
     for k, axis in enumerate((axes[0], second)):
         sign = -1.0 if axis[np.abs(axis).argmax()] < 0 else 1.0

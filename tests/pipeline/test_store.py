@@ -97,6 +97,16 @@ def test_unbatched_tables_columns_and_empty_tables(store: Store) -> None:
     assert store.read("images", columns=["attributes"]).to_pylist() == [{"attributes": [("site", "x")]}]
 
 
+def test_rows_about_some_images_are_those_that_all_rows_have_of_them(store: Store) -> None:
+    assert store.read_or_empty("quality", columns=["phash"]).schema.names == ["phash"]
+    for batch, names in (("a", ["x", "y"]), ("b", ["z"]), ("c", ["y", "w"])):
+        store.write("quality", quality_rows(names, batch=batch), batch)
+    for wanted in (["y", "z", "gone"], {"w"}, []):
+        assert store.read("quality", images=wanted).equals(schema.where_in(store.read("quality"), "image_id", wanted))
+    some = store.read_or_empty("quality", ["c", "b"], ["image_id", "batch"], ["y", "z"])
+    assert some.to_pylist() == [{"image_id": "y", "batch": "c"}, {"image_id": "z", "batch": "b"}]
+
+
 def test_what_is_wrong_is_refused_and_the_old_table_stays(store: Store) -> None:
     store.write("quality", quality_rows(["a"]), "b")
     with pytest.raises(StoreError, match="repeat a key"):

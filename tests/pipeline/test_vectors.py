@@ -75,6 +75,20 @@ def test_many_ids_are_fetched_as_few_are(vectors: Vectors) -> None:
     assert (matrix == values[order]).all()
 
 
+def test_what_is_looked_up_in_parts_is_the_same(vectors: Vectors, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("pipeline.vectors._READ_AT_ONCE", 7)
+    monkeypatch.setattr("pipeline.vectors._LOOKED_UP", 10)
+    names, values = [f"i{k}" for k in range(60)], unit(60)
+    put(vectors, "b", ENCODER, rows(names[:40], values[:40]))
+    put(vectors, "a", ENCODER, rows(names[30:], values[::-1][:30]))  # 30 to 39 are in both: the first batch's counts
+    kept = np.concatenate([values[:30], values[::-1][:30]])
+    asked = np.random.default_rng(2).permutation(60)
+    found, matrix = vectors.fetch([names[k] for k in asked], ENCODER)
+    assert found == [names[k] for k in asked]
+    assert (matrix == kept[asked]).all()
+    assert vectors.fetch(["gone"], ENCODER)[1].shape == (0, 8)
+
+
 def test_windows_come_image_by_image_and_then_by_patch(vectors: Vectors) -> None:
     values = unit(6)
     put(vectors, "b", ENCODER, rows(["a", "a", "a", "z", "z", "z"], values, patches=[2, 0, 1, 1, 0, 2]))

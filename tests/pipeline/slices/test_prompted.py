@@ -79,9 +79,10 @@ def test_a_polygon_selects_on_the_map_and_the_map_stays_when_images_are_added() 
     assert other["map_axes"].column("encoder").unique().to_pylist() == ["f"]
 
 
-def test_the_map_is_that_of_scikit_learn() -> None:
+def test_the_map_is_that_of_scikit_learn(monkeypatch: pytest.MonkeyPatch) -> None:
     from sklearn.decomposition import PCA
 
+    monkeypatch.setattr("pipeline.slices.mapped._BLOCK", 7)
     vectors = unit(np.random.default_rng(0).normal(size=(50, 6)) * [3, 2, 1, 1, 1, 1])
     ids = [f"i{k:03d}" for k in range(50)]
     made = slices.map_of("e", ids, vectors, schema.table("map_axes").empty())["map"]
