@@ -6,8 +6,8 @@ Drawn are `images`, labels of people on some of them, `quality`, vectors of 256 
 detector; the tables after them are made in the order of the graph, those with batches batch after batch (with --first,
 only so many batches). Each step runs in a process of its own; its imports are in the peak but not in the core-seconds.
 At the end: `cvp status`, a tick of the sensor and of the schedule `new_data`, three tables read, and what README asks
-the warehouse. With `--steps draw seal status sensor schedule reading queries` all tables but the drawn ones have no
-rows: for thousands of batches.
+the warehouse. For thousands of batches: `--first 1 --steps draw seal status sensor schedule reading queries`, where all
+batches have the first one's files, and all tables but the drawn ones no rows.
 """
 
 from __future__ import annotations
@@ -166,18 +166,18 @@ def _table(name: str, columns: Mapping[str, Any]) -> pa.Table:
 # -- steps ----------------------------------------------------------------------------------------
 
 
-def draw(world: World) -> str:
+def draw(world: World, first: int) -> str:
     """The tables that need models or photos, each under the fingerprint of the work that would make it."""
     known = world.work("").source.fingerprints()
     made = {r.name: r for r in recipes(world.project)}
-    for batch in range(world.batches):
+    for batch in range(min(first, world.batches)):
         work = world.work(world.name(batch), lambda: known)
         for name, tables in world.drawn(batch).items():
             _write(made[name], work, tables)
-    return f"{world.batches:,} batches of {world.size:,}"
+    return f"{min(first, world.batches):,} batches of {world.size:,}"
 
 
-def vectors(world: World) -> str:
+def vectors(world: World, first: int) -> str:
     """A vector of each image, in LanceDB."""
     kept, store = Vectors(world.project.store_uri), StoreResource().open(world.project)
     for batch in range(world.batches):
@@ -186,16 +186,20 @@ def vectors(world: World) -> str:
     return f"{world.batches:,} commits of {world.size:,}"
 
 
-def seal(world: World) -> str:
-    """All tables after the drawn ones, without rows, as if all had been made: what is asked of them costs the same."""
-    files = 0
+def seal(world: World, first: int) -> str:
+    """All tables after the drawn ones of the first batch, without rows, and then its files once for each other batch:
+    what is asked of them costs the same."""
     for recipe in recipes(world.project):
         if recipe.name not in _DRAWN:
             empty = {table: schema.table(table).empty() for table in recipe.outputs}
-            for batch in map(world.name, range(world.batches)) if recipe.batched else [None]:
-                _write(recipe, world.work(batch), empty)
-                files += len(empty)
-    return f"{files:,} files"
+            _write(recipe, world.work(world.name(0) if recipe.batched else None), empty)
+    made = list(Path(world.project.store_uri).glob(f"*/batch={world.name(0)}/data.parquet"))
+    for path in made:
+        for batch in map(world.name, range(1, world.batches)):
+            copy = path.parents[1] / f"batch={batch}" / path.name
+            copy.parent.mkdir()
+            copy.hardlink_to(path)
+    return f"{len(made) * world.batches:,} files"
 
 
 def _write(recipe: Recipe, work: Work, tables: Mapping[str, pa.Table]) -> None:
@@ -219,39 +223,41 @@ def make(world: World, name: str, first: int) -> str:
     return f"{rows:,} rows" + (f", {len(batches):,} batches" if recipe.batched else "")
 
 
-def status(world: World) -> str:
+def status(world: World, first: int) -> str:
     found = launch.status(NAME)
     counts = found.column("state").value_counts().to_pylist()
     return ", ".join(f"{c['counts']:,} {c['values']}" for c in counts)
 
 
-def sensor(world: World) -> str:
+def sensor(world: World, first: int) -> str:
     with launch.instance() as instance:
         context = dg.build_sensor_context(instance=instance, resources=resources())
         found = batch_sensor(world.project)(context)
         return f"{sum(len(r.partition_keys) for r in found.dynamic_partitions_requests):,} batches"
 
 
-def schedule(world: World) -> str:
+def schedule(world: World, first: int) -> str:
     (tick, *_) = schedules(world.project)
     with launch.instance() as instance:
         asked = tick(dg.build_schedule_context(instance=instance))
         return type(asked).__name__
 
 
-def reading(world: World) -> str:
+def reading(world: World, first: int) -> str:
     store = StoreResource().open(world.project)
     return ", ".join(f"{store.read(name).num_rows:,} {name}" for name in ("images", "detections", "quality"))
 
 
-def queries(world: World) -> str:
+def queries(world: World, first: int) -> str:
     path = warehouse.build(StoreResource().open(world.project))
     found = {name: spent(lambda sql=sql: warehouse.query(path, sql).num_rows) for name, sql in _QUERIES.items()}
     return ", ".join(f"{name} {s.result} rows {s.cores:.1f} core-s" for name, s in found.items())
 
 
 _DRAWN = ("images", "ground_truth", "quality", "embeddings", "detections")
-_QUESTIONS: dict[str, Callable[[World], str]] = {f.__name__: f for f in (status, sensor, schedule, reading, queries)}
+_QUESTIONS: dict[str, Callable[[World, int], str]] = {
+    f.__name__: f for f in (status, sensor, schedule, reading, queries)
+}
 
 
 def steps(project: Project) -> list[str]:
@@ -262,7 +268,7 @@ def steps(project: Project) -> list[str]:
 def step(name: str, world: World, first: int) -> None:
     """In the measured process."""
     work = {"draw": draw, "vectors": vectors, "seal": seal, **_QUESTIONS}.get(name)
-    found = spent(lambda: work(world) if work else make(world, name, first))
+    found = spent(lambda: work(world, first) if work else make(world, name, first))
     print(json.dumps({"wall": found.wall, "cores": found.cores, "peak": found.peak, "found": found.result}))
 
 

@@ -80,7 +80,9 @@ def test_what_is_looked_up_in_parts_is_the_same(vectors: Vectors, monkeypatch: p
     monkeypatch.setattr("pipeline.vectors._LOOKED_UP", 10)
     names, values = [f"i{k}" for k in range(60)], unit(60)
     put(vectors, "b", ENCODER, rows(names[:40], values[:40]))
-    put(vectors, "a", ENCODER, rows(names[30:], values[::-1][:30]))  # 30 to 39 are in both: the first batch's counts
+    put(
+        vectors, "a", ENCODER, rows(names[30:], values[::-1][:30], "a")
+    )  # 30 to 39 are in both: the first batch's counts
     kept = np.concatenate([values[:30], values[::-1][:30]])
     asked = np.random.default_rng(2).permutation(60)
     found, matrix = vectors.fetch([names[k] for k in asked], ENCODER)
