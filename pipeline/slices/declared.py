@@ -88,7 +88,7 @@ def declared(facts: pa.Table, slices: Sequence[SliceConfig]) -> pa.Table:
         for spec in (s for s in slices if s.where):
             query = f"SELECT DISTINCT image_id FROM per_image WHERE ({spec.where}) ORDER BY image_id"
             try:
-                found = db.execute(query).to_arrow_table().column("image_id").combine_chunks()
+                found = db.sql(query).to_arrow_table().column("image_id").combine_chunks()
             except duckdb.Error as error:
                 raise _bad_predicate(spec, str(error), facts.column_names) from error
             parts.append(_named(spec.name, found))
