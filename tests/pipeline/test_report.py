@@ -468,8 +468,8 @@ def test_each_table_may_be_missing_alone(tmp_path: Path, monkeypatch: pytest.Mon
             continue
 
         class Without(Store):
-            def read_or_empty(self, name: str, batches: Any = None) -> Any:
-                return schema.table(name).empty() if name == missing else super().read_or_empty(name, batches)  # noqa: B023
+            def read_or_empty(self, name: str, *some: Any, **more: Any) -> Any:
+                return schema.table(name).empty() if name == missing else super().read_or_empty(name, *some, **more)  # noqa: B023
 
         Page(report.render(config(), Without(store.uri), Reader(), tmp_path / "r.html").read_text())
 
