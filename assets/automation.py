@@ -9,6 +9,7 @@ from assets.plan import asset_keys, due, recipes_of, request, source_batches
 from assets.resources import StoreResource, source_of
 from pipeline.config import Project, load_project
 from pipeline.errors import PipelineError
+from pipeline.s3 import hurried
 from pipeline.vectors import Vectors
 
 
@@ -23,7 +24,8 @@ def batch_sensor(project: Project) -> dg.SensorDefinition:
     )
     def new_batches(context: dg.SensorEvaluationContext, s3: S3Resource) -> dg.SensorResult | dg.SkipReason:
         try:
-            found = source_of(project, s3).batches()
+            with hurried():
+                found = source_of(project, s3).batches()
         except PipelineError as error:
             return dg.SkipReason(str(error))
         known = set(context.instance.get_dynamic_partitions(batches_name(project)))
@@ -52,9 +54,10 @@ def _new_data(project: Project) -> dg.ScheduleDefinition:
     def new_data(context: dg.ScheduleEvaluationContext) -> dg.RunRequest | dg.SkipReason:
         # As project.yaml is now: the code server may have read it long ago.
         now = load_project(project.folder)
-        found = source_batches(now)
         everything = recipes(now)
-        todo = due(now, everything, everything, found) if found else []
+        with hurried():
+            found = source_batches(now)
+            todo = due(now, everything, everything, found) if found else []
         if not todo:
             return dg.SkipReason(f"{len(found)} batches, all fresh")
         follow_source(context.instance, now, found)

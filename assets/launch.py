@@ -5,6 +5,7 @@ The instance is the one the web UI shows, so runs, checks and plots are there wh
 
 import logging
 import os
+import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -24,6 +25,7 @@ from assets.resources import resources
 from assets.tables import Recipe
 from pipeline.config import Project, find_project, home
 from pipeline.errors import ConfigError, PipelineError, suggest
+from pipeline.files import writing
 
 _STATUS = pa.schema(
     {
@@ -37,6 +39,7 @@ _STATUS = pa.schema(
 )
 
 _SILENT = {"loggers": {"console": {"config": {"log_level": "CRITICAL"}}}}
+_SETTINGS = "dagster.yaml"
 _INSTANCE_YAML = """\
 # Made by cvp; yours to edit. A production template is in docs/.
 telemetry:
@@ -69,11 +72,27 @@ class RunOutcome:
 def dagster_home() -> Path:
     """DAGSTER_HOME, or a folder under CVP_HOME; made with telemetry off if it is new."""
     path = Path(os.environ.get("DAGSTER_HOME") or home() / "dagster").expanduser().resolve()
-    path.mkdir(parents=True, exist_ok=True)
-    if not (path / "dagster.yaml").exists():
-        (path / "dagster.yaml").write_text(_INSTANCE_YAML, encoding="utf-8")
+    if not (path / _SETTINGS).exists():
+        with writing(path):
+            _make_home(path)
     os.environ["DAGSTER_HOME"] = str(path)
     return path
+
+
+def _make_home(path: Path) -> None:
+    """Databases first, each whole, settings last: Dagster takes what it had half made when it was killed for a whole
+    one, and can use it never again."""
+    path.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path, prefix=".new-") as place:
+        (Path(place) / _SETTINGS).write_text(_INSTANCE_YAML, encoding="utf-8")
+        with dg.DagsterInstance.from_config(place):
+            pass
+        for made in sorted(Path(place).iterdir(), key=lambda entry: entry.name == _SETTINGS):
+            try:
+                made.rename(path / made.name)
+            except OSError:
+                if not (path / made.name).exists():  # else: of another process, just now, or of an earlier one
+                    raise
 
 
 @contextmanager

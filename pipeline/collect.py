@@ -99,8 +99,6 @@ class CollectWorker:
             with self._decoding:
                 photo = decode(data, self._config.max_pixels)
         except UnusableImage as error:
-            if error.reason == "unreadable":
-                self._source.require_here()
             return [_rejected(file, self._batch, error)]
         return list(_image_rows(file, self._batch, image_id(data), photo, self._config))
 

@@ -18,7 +18,7 @@ from pipeline.models.profiles import build_encoder, encoder_producer
 from pipeline.store import Staging
 from pipeline.vectors import Vectors, vector_schema
 
-NEEDED = ("image_id", "batch", "file_name", *READ)  # columns of `images`
+NEEDED = ("image_id", "batch", *READ)  # columns of `images`
 
 
 class EncodeWorker(AheadWorker):

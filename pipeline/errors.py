@@ -55,7 +55,7 @@ class StoreError(PipelineError):
 
 
 class StoreUnavailable(StoreError):
-    """The store, or the S3 where photos lie, does not answer, is full or may not be written: no one file's fault."""
+    """The store, or the S3 where photos lie, does not answer, is full or may not be used: no one file's fault."""
 
     widespread = True
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import json
 import time
-import uuid
 import warnings
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -19,6 +18,7 @@ from numpy.typing import NDArray
 
 from pipeline import schema, weights
 from pipeline.errors import WeightsError
+from pipeline.files import replaced
 from pipeline.ids import producer_name
 from pipeline.images import Pixels, Reader
 from pipeline.models import fcos, probe
@@ -131,7 +131,6 @@ def export(
     Raises:
         WeightsError: the checkpoint is missing or damaged.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{model['model'].replace('@', '-').replace('#', '-')}.onnx"
     sample = [p for p in Reader(max_pixels).read_rows(images.slice(0, _SAMPLE)) if p is not None]
     if model["kind"] == fcos.KIND:
@@ -147,7 +146,8 @@ def export(
         **comparison,
     }
     row["card"] = model_card(model, row, metrics, reads)
-    path.with_suffix(".md").write_text(row["card"], encoding="utf-8")
+    with replaced(path.with_suffix(".md")) as made:
+        made.write_text(row["card"], encoding="utf-8")
     return schema.table("deployment").from_rows([row])
 
 
@@ -242,8 +242,7 @@ def _write(
     import onnx
     import torch
 
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
+    with replaced(path) as made:
         with warnings.catch_warnings(), torch.inference_mode():
             # The tracing exporter is marked as old, but takes 1 s where the newer one takes 20 s.
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -251,20 +250,17 @@ def _write(
             torch.onnx.export(
                 network,
                 (example,),
-                str(temporary),
+                str(made),
                 dynamo=False,
                 input_names=["images"],
                 output_names=["output"],
                 dynamic_axes=axes,
                 opset_version=OPSET,
             )
-        graph = onnx.load(str(temporary))
+        graph = onnx.load(str(made))
         onnx.helper.set_model_props(graph, {"kind": kind, "config": json.dumps(properties, sort_keys=True)})
         onnx.checker.check_model(graph)
-        onnx.save(graph, str(temporary))
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+        onnx.save(graph, str(made))
 
 
 Run = Callable[[NDArray[Any]], NDArray[np.float32]]

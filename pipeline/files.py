@@ -19,12 +19,13 @@ import pyarrow as pa
 import pyarrow.fs as fs
 
 from pipeline import s3
-from pipeline.errors import StoreError, StoreUnavailable
+from pipeline.errors import PipelineError, StoreError, StoreUnavailable
 
 _TRIES = 5
 _PART = 16 << 20  # bytes; larger objects go up in parts of this size
 _AT_ONCE = 4
 _END = 64 << 10
+_BLOCK = 4096
 _DELETED_AT_ONCE = 1000  # as S3 allows
 
 
@@ -64,7 +65,7 @@ class Files(Protocol):
         Raises:
             FileNotFoundError: there is none.
             OSError: it cannot be read.
-            StoreUnavailable: no answer.
+            StoreUnavailable: no answer, or it may not be read.
         """
 
     def open_end(self, path: str) -> pa.NativeFile:
@@ -102,6 +103,68 @@ def open_files(uri: str) -> tuple[Files, str]:
 # -- a disk ---------------------------------------------------------------------------------------
 
 
+@contextmanager
+def replaced(path: Path) -> Iterator[Path]:
+    """A place beside `path` to write a file to: it becomes `path` when the block ends well, else it is gone.
+
+    Raises:
+        StoreUnavailable: the disk is full, or the folder may not be written.
+    """
+    target = path.with_name(f".{path.name}.{uuid.uuid4().hex}.tmp")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield target
+        target.replace(path)
+    except PipelineError:
+        raise
+    except Exception as error:
+        reason = _of_the_disk(error, target)
+        if reason is None:
+            raise
+        raise _unwritable(path, reason) from error
+    finally:
+        with suppress(OSError):
+            target.unlink(missing_ok=True)
+
+
+def _of_the_disk(error: Exception, target: Path) -> Exception | None:
+    """The disk's own error, which libraries put into words of theirs or lose: then the disk is asked again."""
+    if isinstance(error, OSError) or "(os error " in str(error):  # as Rust has it
+        return error
+    try:
+        with target.open("ab") as file:
+            file.write(bytes(_BLOCK))
+            file.flush()
+            os.fsync(file.fileno())
+    except OSError as own:
+        return own
+    return None
+
+
+@contextmanager
+def writing(place: Path | str) -> Iterator[None]:
+    """While something is written to a folder or file.
+
+    Raises:
+        StoreUnavailable: the disk is full, or the place may not be written.
+    """
+    try:
+        yield
+    except OSError as error:
+        # Networks' errors are OSErrors, too, but not the system's; and a reader that has gone is no fault of the disk.
+        if error.errno is None or isinstance(error, BrokenPipeError):
+            raise
+        raise _unwritable(place, error) from error
+
+
+def _unwritable(path: Path | str, error: Exception) -> StoreUnavailable:
+    return StoreUnavailable(f"cannot write {path}: {error}", "check free space and permissions there")
+
+
+def _unreadable(path: str, error: OSError) -> StoreUnavailable:
+    return StoreUnavailable(f"cannot read {path}: {error}", "check that disk, its mount, and permissions there")
+
+
 class LocalFiles:
     """A file is written beside its place, made durable, and renamed into it."""
 
@@ -124,12 +187,13 @@ class LocalFiles:
                 if attempt == _TRIES - 1:
                     raise StoreError(f"cannot write {path}: {error}", "let one run finish, then run again") from error
             except OSError as error:
-                raise StoreUnavailable(
-                    f"cannot write {path}: {error}", "check free space and permissions there"
-                ) from error
+                raise _unwritable(path, error) from error
 
     def open(self, path: str) -> pa.NativeFile:
-        return self.fs.open_input_file(path)
+        try:
+            return self.fs.open_input_file(path)
+        except PermissionError as error:
+            raise _unreadable(path, error) from error
 
     def open_end(self, path: str) -> pa.NativeFile:
         return self.open(path)
@@ -139,6 +203,8 @@ class LocalFiles:
             return _stamp(Path(path).stat())
         except (FileNotFoundError, NotADirectoryError):
             return None
+        except OSError as error:
+            raise _unreadable(path, error) from error
 
     def entries(self, folder: str) -> Iterator[Entry]:
         try:
@@ -152,6 +218,8 @@ class LocalFiles:
                             yield Entry(entry.path, info.st_size, _stamp(info))
         except FileNotFoundError:
             return
+        except OSError as error:
+            raise _unreadable(folder, error) from error
 
     def folders(self, folder: str) -> list[str]:
         try:
@@ -159,10 +227,13 @@ class LocalFiles:
                 return sorted(entry.name for entry in found if entry.is_dir())
         except (FileNotFoundError, NotADirectoryError):
             return []
+        except OSError as error:
+            raise _unreadable(folder, error) from error
 
     def delete(self, paths: Iterable[str]) -> None:
         for path in paths:
-            Path(path).unlink(missing_ok=True)
+            with writing(Path(path).parent):
+                Path(path).unlink(missing_ok=True)
 
     def clear(self, folder: str) -> None:
         for _ in range(_TRIES):
@@ -227,9 +298,9 @@ class S3Files:
                 if self.stamp(path) == _etag(hashes):
                     return  # ours: it was written, but the answer was lost, and it was tried again
                 raise Superseded(f"s3://{path} was written by another run meanwhile", "run again") from error
-            raise _failed("write", path, error) from error
+            raise s3.unavailable("write", path, error) from error
         except BotoCoreError as error:
-            raise _failed("write", path, error) from error
+            raise s3.unavailable("write", path, error) from error
 
     def open(self, path: str) -> pa.NativeFile:
         return _got(path)
@@ -246,20 +317,20 @@ class S3Files:
         except ClientError as error:
             if _code(error) in ("404", "NoSuchKey", "NotFound"):
                 return None
-            raise _failed("read", path, error) from error
+            raise s3.unavailable("read", path, error) from error
         except BotoCoreError as error:
-            raise _failed("read", path, error) from error
+            raise s3.unavailable("read", path, error) from error
 
     def entries(self, folder: str) -> Iterator[Entry]:
         bucket, prefix = _split(f"{folder}/")
-        for page in _pages(bucket, prefix):
+        for page in s3.pages(bucket, prefix):
             for item in page.get("Contents", []):
                 if not item["Key"].endswith("/"):
                     yield Entry(f"{bucket}/{item['Key']}", item["Size"], item["ETag"])
 
     def folders(self, folder: str) -> list[str]:
         bucket, prefix = _split(f"{folder}/")
-        found = (p["Prefix"] for page in _pages(bucket, prefix, "/") for p in page.get("CommonPrefixes", []))
+        found = (p["Prefix"] for page in s3.pages(bucket, prefix, "/") for p in page.get("CommonPrefixes", []))
         return sorted(name[len(prefix) :].rstrip("/") for name in found)
 
     def delete(self, paths: Iterable[str]) -> None:
@@ -273,9 +344,9 @@ class S3Files:
             try:
                 answer = s3.patiently(remove)
             except (BotoCoreError, ClientError) as error:
-                raise _failed("delete", "/".join(some[0]), error) from error
+                raise s3.unavailable("delete", "/".join(some[0]), error) from error
             for refused in answer.get("Errors", []):
-                raise _failed("delete", f"{some[0][0]}/{refused['Key']}", refused.get("Message", "refused"))
+                raise s3.unavailable("delete", f"{some[0][0]}/{refused['Key']}", refused.get("Message", "refused"))
 
     def clear(self, folder: str) -> None:
         self.delete([entry.path for entry in self.entries(folder)])
@@ -284,10 +355,10 @@ class S3Files:
 def _got(path: str, **part: str) -> pa.NativeFile:
     try:
         return pa.BufferReader(s3.get(*_split(path), **part))
-    except (FileNotFoundError, PermissionError):  # of this file alone
+    except FileNotFoundError:
         raise
     except OSError as error:
-        raise _failed("read", path, error) from error
+        raise s3.unavailable("read", path, error) from error
 
 
 def _put(bucket: str, key: str, view: memoryview, condition: dict[str, str]) -> None:
@@ -321,16 +392,6 @@ def _etag(hashes: list[Any]) -> str:
     return f'"{whole.hexdigest()}-{len(hashes)}"'
 
 
-def _pages(bucket: str, prefix: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
-    from botocore.exceptions import BotoCoreError, ClientError
-
-    try:
-        paginator = s3.client().get_paginator("list_objects_v2")
-        yield from paginator.paginate(Bucket=bucket, Prefix=prefix, Delimiter=delimiter)
-    except (BotoCoreError, ClientError) as error:
-        raise _failed("list", f"{bucket}/{prefix}", error) from error
-
-
 def _split(path: str) -> tuple[str, str]:
     bucket, _, key = path.partition("/")
     return bucket, key
@@ -338,9 +399,3 @@ def _split(path: str) -> tuple[str, str]:
 
 def _code(error: Any) -> str:
     return str(error.response.get("Error", {}).get("Code", ""))
-
-
-def _failed(what: str, path: str, error: object) -> StoreUnavailable:
-    return StoreUnavailable(
-        f"cannot {what} s3://{path}: {error}", "check its name, region, endpoint and keys: cvp doctor"
-    )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 import struct
 import threading
 import warnings
@@ -13,9 +12,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from datetime import datetime
 from itertools import chain, groupby
-from pathlib import Path
 from typing import Any, TypeVar
-from urllib.parse import unquote_to_bytes
 
 import numpy as np
 import pyarrow as pa
@@ -24,10 +21,12 @@ from PIL import ExifTags, Image, UnidentifiedImageError
 
 from pipeline import s3
 from pipeline.ahead import ahead
-from pipeline.errors import DataError, StoreUnavailable
+from pipeline.errors import ComputeError, DataError, PipelineError, StoreUnavailable
+from pipeline.presence import batch_folder, local_path, require_neighbours
 
 Pixels = NDArray[np.uint8]  # (height, width, 3)
 T = TypeVar("T")
+E = TypeVar("E", bound=PipelineError)
 
 # Files' flaws that Pillow survives are no news. Not `catch_warnings`: it is not safe on threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -185,11 +184,6 @@ def _scaled_grey(values: NDArray[Any]) -> Pixels:
     return np.repeat(np.clip(np.round(np.nan_to_num(scaled)), 0, 255).astype(np.uint8)[..., None], 3, axis=2)
 
 
-def local_path(uri: str) -> Path:
-    """The path that a table's `uri` stands for: a plain path, or a file:// URI whose escapes are bytes."""
-    return Path(os.fsdecode(unquote_to_bytes(uri.removeprefix("file://")))) if uri.startswith("file://") else Path(uri)
-
-
 def shrink_by(width: int, height: int, least: int) -> int:
     """The largest of 1, 2, 4 and 8 that leaves the shorter edge `least` pixels; 1 where `least` is 0."""
     return max((by for by in (2, 4, 8) if least and min(width, height) >= by * least), default=1)
@@ -198,7 +192,7 @@ def shrink_by(width: int, height: int, least: int) -> int:
 _AHEAD, _WHOLE_AHEAD = 32, 16  # photos that are done, or being done, before they are asked for
 
 # Columns of `images` that a Reader needs.
-READ = ("uri", "tile_x", "tile_y", "width", "height", "photo_width", "photo_height")
+READ = ("uri", "file_name", "tile_x", "tile_y", "width", "height", "photo_width", "photo_height")
 
 
 class Reader:
@@ -220,11 +214,13 @@ class Reader:
 
         Raises:
             UnusableImage: the file is gone, changed or damaged.
+            ComputeError: its batch's folder is not on this machine.
+            StoreUnavailable: S3 does not answer, or lets us read nothing there.
         """
         x, y, width, height = row["tile_x"], row["tile_y"], row["width"], row["height"]
         size = (row["photo_width"], row["photo_height"])
         whole = (width, height) == size
-        photo = self._photo(row["uri"], shrink if whole else 1)
+        photo = self._photo(row["uri"], row["file_name"], shrink if whole else 1)
         if photo.size != size:
             raise UnusableImage(
                 "changed", f"{row['uri']} is not the file that was collected", "collect its batch again"
@@ -232,12 +228,13 @@ class Reader:
         return photo.pixels if whole else shrunk(photo.pixels[y : y + height, x : x + width], shrink)
 
     def read_rows(self, rows: pa.Table) -> list[Pixels | None]:
-        """Pixels of each row; None where a file has become unusable since it was collected."""
-        return [None if isinstance(one, UnusableImage) else one for one in self.whole(rows)]
+        """Pixels of each row, to be looked at; None where a file cannot be read, whosever fault it is."""
+        found = self._attempts(rows, lambda pixels: pixels, 0, _WHOLE_AHEAD, (UnusableImage, ComputeError))
+        return [None if isinstance(one, PipelineError) else one for one in found]
 
     def whole(self, rows: pa.Table) -> Iterator[Pixels | UnusableImage]:
         """Pixels of each row, in order, or why a file has become unusable. Few are held ahead: photos are large."""
-        return self._attempts(rows, lambda pixels: pixels, 0, _WHOLE_AHEAD)
+        return self._attempts(rows, lambda pixels: pixels, 0, _WHOLE_AHEAD, (UnusableImage,))
 
     def stream(self, rows: pa.Table, function: Callable[[Pixels], T], least: int = 0) -> Iterator[T | None]:
         """`function` of the pixels of each row, in order; None where a file has become unusable.
@@ -248,72 +245,79 @@ class Reader:
             least: images are halved, once to three times, as long as the shorter edge keeps so many pixels;
                 0: never.
         """
-        found = self._attempts(rows, function, least, _AHEAD)
+        found = self._attempts(rows, function, least, _AHEAD, (UnusableImage,))
         return (None if isinstance(one, UnusableImage) else one for one in found)
 
     def _attempts(
-        self, rows: pa.Table, function: Callable[[Pixels], T], least: int, depth: int
-    ) -> Iterator[T | UnusableImage]:
+        self,
+        rows: pa.Table,
+        function: Callable[[Pixels], T],
+        least: int,
+        depth: int,
+        excused: tuple[type[E], ...],
+    ) -> Iterator[T | E]:
         wanted = rows.select(list(READ))
         photos = [list(tiles) for _, tiles in groupby(wanted.to_pylist(), key=lambda row: row["uri"])]
 
-        def of_photo(tiles: list[dict[str, Any]]) -> list[T | UnusableImage]:
-            return [self._attempt(row, function, shrink_by(row["width"], row["height"], least)) for row in tiles]
+        def of_photo(tiles: list[dict[str, Any]]) -> list[T | E]:
+            sizes = [shrink_by(row["width"], row["height"], least) for row in tiles]
+            return [self._attempt(row, function, size, excused) for row, size in zip(tiles, sizes, strict=True)]
 
         return chain.from_iterable(ahead(of_photo, photos, depth))
 
-    def _attempt(self, row: dict[str, Any], function: Callable[[Pixels], T], shrink: int) -> T | UnusableImage:
+    def _attempt(
+        self, row: dict[str, Any], function: Callable[[Pixels], T], shrink: int, excused: tuple[type[E], ...]
+    ) -> T | E:
         try:
             pixels = self.read(row, shrink)
-        except UnusableImage as error:
+        except excused as error:
             return error
         return function(pixels)
 
-    def _photo(self, uri: str, shrink: int) -> Photo:
+    def _photo(self, uri: str, file_name: str, shrink: int) -> Photo:
         key = (uri, shrink)
         with self._held:
             if key in self._photos:
                 self._photos.move_to_end(key)
                 return self._photos[key]
-        photo = decode(self.read_bytes(uri), self.max_pixels, shrink)
+        photo = decode(self.read_bytes(uri, file_name), self.max_pixels, shrink)
         with self._held:
             self._photos[key] = photo
             while len(self._photos) > self.keep:
                 self._photos.popitem(last=False)
         return photo
 
-    def read_bytes(self, uri: str) -> bytes:
+    def read_bytes(self, uri: str, file_name: str) -> bytes:
         """A file's bytes, from a folder or S3.
 
+        Args:
+            file_name: its path inside its batch.
+
         Raises:
-            UnusableImage: it is not there or cannot be read.
-            StoreUnavailable: S3 does not answer.
+            UnusableImage: it is not there or cannot be read, though others of its batch can be.
+            ComputeError: its batch's folder is not on this machine, or nothing in it can be read.
+            StoreUnavailable: S3 does not answer, or lets us read nothing there.
         """
-        if uri.startswith("s3://"):
-            return _object(uri)
-        try:
-            return local_path(uri).read_bytes()
-        except OSError as error:
-            raise UnusableImage("unreadable", f"{uri}: {error}", "check that it is there and may be read") from error
+        return original(uri, batch_folder(uri, file_name))
 
 
-def _object(uri: str) -> bytes:
-    bucket, _, key = uri.removeprefix("s3://").partition("/")
-    return fetched(uri, lambda: s3.get(bucket, key))
-
-
-def fetched(uri: str, get: Callable[[], bytes]) -> bytes:
-    """What `get` gives; a server that fails is no fault of the image, which must not be left out for it.
+def original(uri: str, folder: str, s3_client: Any = None) -> bytes:
+    """The bytes of a file below `folder`; a machine or server that fails is no fault of the file.
 
     Raises:
-        UnusableImage: there is no such object, or it may not be read.
-        StoreUnavailable: no server answers.
+        UnusableImage: it is not there or cannot be read, though others in the folder can be.
+        ComputeError: the folder is not on this machine, or nothing in it can be read.
+        StoreUnavailable: S3 does not answer, or lets us read nothing there.
     """
     try:
-        return get()
-    except (FileNotFoundError, PermissionError) as error:
-        raise UnusableImage("unreadable", f"{uri}: {error}", "check that it is there and may be read") from error
+        if not uri.startswith("s3://"):
+            return local_path(uri).read_bytes()
+        bucket, _, key = uri.removeprefix("s3://").partition("/")
+        return s3.get(bucket, key, s3_client)
     except OSError as error:
-        raise StoreUnavailable(
-            f"cannot read {uri}: {error}", "run again when S3 answers: finished work is kept"
-        ) from error
+        if uri.startswith("s3://") and not isinstance(error, FileNotFoundError | PermissionError):
+            raise StoreUnavailable(
+                f"cannot read {uri}: {error}", "run again when S3 answers: finished work is kept"
+            ) from error
+        require_neighbours(uri, folder, s3_client)
+        raise UnusableImage("unreadable", f"{uri}: {error}", "check that it is there and may be read") from error

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import pyarrow.fs as fs
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreUnavailable
+from pipeline.files import Entry
 from pipeline.store import Store
 
 _SUFFIX = "jsonl"
@@ -45,13 +46,13 @@ class Lines:
         """Write lines, each ending in its newline; when this returns, they are durable.
 
         Raises:
-            StoreError: they could not be written, and none of them may be taken for written.
+            StoreUnavailable: they could not be written, and none of them may be taken for written.
         """
         with self._lock:
             try:
                 self._append_file(b"".join(lines)) if self._local else self._put_objects(lines)
             except OSError as error:
-                raise StoreError(
+                raise StoreUnavailable(
                     f"cannot write to {self._folder}: {error}", "check free space and permissions there, and try again"
                 ) from error
 
@@ -109,7 +110,7 @@ def new_session() -> str:
 
 def state(store: Store, folder: str) -> list[list[object]]:
     """Names and sizes of the files in `folder`: changes with every line, and with nothing else."""
-    return [[info.base_name, info.size] for info in _files(store, folder)]
+    return [[_name(entry), entry.bytes] for entry in _files(store, folder)]
 
 
 def read(store: Store, folder: str) -> Iterator[tuple[bytes, str]]:
@@ -118,18 +119,20 @@ def read(store: Store, folder: str) -> Iterator[tuple[bytes, str]]:
     Raises:
         StoreError: a file cannot be read.
     """
-    for info in _files(store, folder):
+    for entry in _files(store, folder):
         try:
-            with store.files.open(info.path) as stream:
+            with store.files.open(entry.path) as stream:
                 data = bytes(stream.read())
         except OSError as error:
-            raise StoreError(f"cannot read {info.path}: {error}", "check that it may be read") from error
+            raise StoreError(f"cannot read {entry.path}: {error}", "check that it may be read") from error
         # What follows the last newline was cut off before it counted.
         for number, line in enumerate(data.split(b"\n")[:-1], start=1):
-            yield line, f"{info.path}, line {number}"
+            yield line, f"{entry.path}, line {number}"
 
 
-def _files(store: Store, folder: str) -> list[fs.FileInfo]:
-    selector = fs.FileSelector(folder, allow_not_found=True)
-    infos = (info for info in store.fs.get_file_info(selector) if info.extension == _SUFFIX)
-    return sorted(infos, key=lambda info: info.base_name)
+def _files(store: Store, folder: str) -> list[Entry]:
+    return sorted((e for e in store.files.entries(folder) if e.path.endswith(f".{_SUFFIX}")), key=_name)
+
+
+def _name(entry: Entry) -> str:
+    return entry.path.rpartition("/")[2]

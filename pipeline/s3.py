@@ -13,13 +13,13 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from functools import lru_cache
+from functools import lru_cache, partial
 from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow.fs as fs
 
-from pipeline.errors import StoreError
+from pipeline.errors import StoreError, StoreUnavailable
 
 ATTEMPTS = 8  # with pauses that double up to 20 s, each drawn at random below that
 PATIENCE = 180  # seconds that reads and writes outlast a server that does not answer, as while it starts again
@@ -131,6 +131,36 @@ def get(bucket: str, key: str, given: Any = None, **part: str) -> bytes:
         raise kind(f"s3://{bucket}/{key}: {error}") from error
     except BotoCoreError as error:
         raise OSError(f"s3://{bucket}/{key}: {error}") from error
+
+
+def pages(bucket: str, prefix: str, delimiter: str = "", given: Any = None, **how: Any) -> Iterator[dict[str, Any]]:
+    """Answers of `list_objects_v2` to all that begins with `prefix`, up to a thousand objects each.
+
+    Args:
+        given: a boto3 client; that of this process when left out.
+
+    Raises:
+        StoreUnavailable: the server does not answer, has no such bucket, or does not let us list it.
+    """
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    wanted = {"Bucket": bucket, "Prefix": prefix, "Delimiter": delimiter} | how
+    try:
+        while True:
+            page = patiently(partial((given or client()).list_objects_v2, **wanted))
+            yield page
+            if not page.get("IsTruncated"):
+                return
+            wanted["ContinuationToken"] = page["NextContinuationToken"]
+    except (BotoCoreError, ClientError) as error:
+        raise unavailable("list", f"{bucket}/{prefix}", error) from error
+
+
+def unavailable(what: str, path: str, error: object) -> StoreUnavailable:
+    """Of a server that did not do `what` with BUCKET/KEY."""
+    return StoreUnavailable(
+        f"cannot {what} s3://{path}: {error}", "check its name, region, endpoint and keys: cvp doctor"
+    )
 
 
 def _status(error: Any) -> int:

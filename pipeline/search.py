@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from pipeline import plots, schema
 from pipeline.config import ProjectConfig
 from pipeline.errors import DataError, StoreError
+from pipeline.files import replaced
 from pipeline.images import Reader, decode
 from pipeline.models.profiles import build_encoder
 from pipeline.models.roles import Encoder
@@ -87,7 +88,5 @@ def sheet(config: ProjectConfig, store: Store, found: pa.Table, path: Path) -> N
     data = plots.contact_sheet(
         [p for p, _ in shown], captions=[w for _, w in shown], form="JPEG" if form == "JPEG" else "PNG"
     )
-    try:
-        path.write_bytes(data)
-    except OSError as error:
-        raise StoreError(f"cannot write {path}: {error}", "choose another place") from error
+    with replaced(path) as made:
+        made.write_bytes(data)

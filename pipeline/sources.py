@@ -5,23 +5,21 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import socket
 import stat
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Protocol
 from urllib.parse import quote
 
 from pipeline import s3
 from pipeline.config import samples_root
-from pipeline.errors import ComputeError, DataError
-from pipeline.images import UnusableImage, fetched, local_path
+from pipeline.errors import DataError
+from pipeline.images import UnusableImage, original
+from pipeline.presence import is_sidecar, require_folder
 
 DEFAULT_BATCH = "default"
-# Files that describe images rather than being some: never decoded, never rejected.
-SIDECARS = frozenset({".xml", ".json", ".jsonl", ".csv", ".txt", ".yaml", ".yml", ".names", ".md"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +42,7 @@ class SourceFile:
 
     @property
     def is_sidecar(self) -> bool:
-        return PurePosixPath(self.name).suffix.lower() in SIDECARS
+        return is_sidecar(self.name)
 
 
 class Source(Protocol):
@@ -64,6 +62,8 @@ class Source(Protocol):
 
         Raises:
             UnusableImage: it is gone, may not be read, or is refused.
+            ComputeError: nothing of the folder can be read on this machine.
+            StoreUnavailable: S3 does not answer, or lets us read nothing there.
         """
 
     def require_here(self) -> None:
@@ -133,21 +133,10 @@ class FolderSource:
     def read(self, file: SourceFile) -> bytes:
         if file.refused:
             raise UnusableImage("refused", f"{file.name}: {file.refused}", "put the file itself into the source folder")
-        try:
-            return local_path(file.uri).read_bytes()
-        except OSError as error:
-            raise UnusableImage("unreadable", f"{file.name}: {error}", "check that it may be read") from error
+        return original(file.uri, str(self._root))
 
     def require_here(self) -> None:
-        try:
-            here = any(self._root.iterdir())  # where nothing is mounted, an empty folder may lie
-        except OSError:
-            here = False
-        if not here:
-            raise ComputeError(
-                f"the photos' folder {self._root} is not on {socket.gethostname()}",
-                "mount it at the same place on every node (docs/cluster.md), or set `compute: local` in project.yaml",
-            )
+        require_folder(self._root)
 
     def fingerprint(self, batch: str) -> str:
         return _identity(self.files(batch))
@@ -162,7 +151,7 @@ class FolderSource:
         for entry in self._entries(self._root):
             mine = found.setdefault(_printable(entry.name), []) if self._is_folder(entry) else loose
             mine.append(entry)
-        if DEFAULT_BATCH in found or any(PurePosixPath(e.name).suffix.lower() not in SIDECARS for e in loose):
+        if DEFAULT_BATCH in found or not all(is_sidecar(e.name) for e in loose):
             found.setdefault(DEFAULT_BATCH, []).extend(loose)
         return found
 
@@ -263,8 +252,7 @@ class S3Source:
         return sorted(found, key=lambda file: file.name)
 
     def read(self, file: SourceFile) -> bytes:
-        key = file.uri.removeprefix(f"s3://{self._bucket}/")
-        return fetched(file.uri, lambda: s3.get(self._bucket, key, self._given))
+        return original(file.uri, f"s3://{self._bucket}/{self._prefix}".rstrip("/"), self._given)
 
     def require_here(self) -> None:
         """S3 is everywhere."""
@@ -293,18 +281,8 @@ class S3Source:
             found[DEFAULT_BATCH] = _identity(sorted(ours, key=lambda f: f.name))
         return dict(sorted(found.items()))
 
-    @property
-    def _client(self) -> Any:
-        return self._given or s3.client()
-
     def _pages(self, prefix: str, delimiter: str = "") -> Iterator[dict[str, Any]]:
-        from botocore.exceptions import BotoCoreError, ClientError
-
-        try:
-            pages = self._client.get_paginator("list_objects_v2")
-            yield from pages.paginate(Bucket=self._bucket, Prefix=prefix, Delimiter=delimiter)
-        except (BotoCoreError, ClientError) as error:
-            raise DataError(f"cannot list {self.uri}: {error}", "check its name, region, endpoint and keys") from error
+        return s3.pages(self._bucket, prefix, delimiter, self._given)
 
     def _listed(self, page: dict[str, Any], prefix: str) -> Iterator[SourceFile]:
         for item in page.get("Contents", []):

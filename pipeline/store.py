@@ -23,7 +23,7 @@ import pyarrow.parquet as pq
 from pipeline import schema
 from pipeline.ahead import ahead
 from pipeline.errors import StoreError, StoreUnavailable
-from pipeline.files import Entry, LocalFiles, open_files
+from pipeline.files import Entry, LocalFiles, open_files, writing
 from pipeline.ids import content_hash
 
 _RECEIPT = b"cvp"
@@ -241,12 +241,17 @@ class Store:
     # -- other files ----------------------------------------------------------------------------
 
     def folder(self, name: str) -> Path:
-        """A local folder for checkpoints and exports. On S3 it is a cache under CVP_HOME."""
+        """A local folder for checkpoints and exports. On S3 it is a cache under CVP_HOME.
+
+        Raises:
+            StoreUnavailable: it cannot be made.
+        """
         from pipeline.config import home
 
         base = Path(self.root) if self._local else home() / "cache" / quote(self.root, safe="")
         path = base / "files" / name
-        path.mkdir(parents=True, exist_ok=True)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
         return path
 
     def publish(self, name: str, path: Path) -> None:

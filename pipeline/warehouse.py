@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import re
 import time
-import uuid
 from collections.abc import Iterable
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ from pyarrow import fs
 
 from pipeline import schema
 from pipeline.errors import StoreError, suggest
+from pipeline.files import replaced
 from pipeline.store import Store
 
 # Nothing may be downloaded behind the user's back; Parquet and JSON are built into DuckDB.
@@ -146,27 +147,21 @@ def build(store: Store, path: Path | None = None) -> Path:
             table lacks a column of its schema.
     """
     path = path or location(store)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        connection = _open(target, read_only=False)
+    with replaced(path) as made:
         try:
-            if not _is_local(store):
-                _use_httpfs(connection)
-            for name in schema.TABLES:
-                _create_view(connection, store, name)
-                _comment(connection, name)
-            for name, (doc, _, sql) in EXTRAS.items():
-                connection.execute(f"CREATE VIEW {name} AS {sql}")
-                connection.execute(f"COMMENT ON VIEW {name} IS {_text(doc)}")
+            with closing(_open(made, read_only=False)) as connection:
+                if not _is_local(store):
+                    _use_httpfs(connection)
+                for name in schema.TABLES:
+                    _create_view(connection, store, name)
+                    _comment(connection, name)
+                for name, (doc, _, sql) in EXTRAS.items():
+                    connection.execute(f"CREATE VIEW {name} AS {sql}")
+                    connection.execute(f"COMMENT ON VIEW {name} IS {_text(doc)}")
         finally:
-            connection.close()
-        target.replace(path)
-        # A log that a writing session left beside the old file does not belong to the new one.
-        path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
-    finally:
-        target.unlink(missing_ok=True)
-        target.with_name(f"{target.name}.wal").unlink(missing_ok=True)
+            made.with_name(f"{made.name}.wal").unlink(missing_ok=True)
+    # A log that a writing session left beside the old file does not belong to the new one.
+    path.with_name(f"{path.name}.wal").unlink(missing_ok=True)
     return path
 
 

@@ -27,6 +27,7 @@ BASE = LEAVES | {
     "looked",
     "weights",
     "images",
+    "presence",
     "sources",
     "matching",
     "curves",

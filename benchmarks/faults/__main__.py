@@ -62,7 +62,7 @@ class Trials:
     """All tries of one kind, in folders of their own."""
 
     def __init__(self, root: Path, tries: int, seed: int) -> None:
-        self.root, self.tries, self.chance = root, tries, random.Random(seed)
+        self.root, self.tries, self.seed = root, tries, seed
         (root / "photos").mkdir()
         self.photos = make_photos(root / "photos")
         calm = Try.new(root / "calm", self.photos)
@@ -70,14 +70,20 @@ class Trials:
         self.wanted = results(calm)
         self.images = self.wanted[0].column("image_id").to_pylist()
 
+    def chance(self, kind: str) -> random.Random:
+        """Of each kind its own: with `--only` it is hurt at the same moments as in a run of all."""
+        return random.Random(f"{self.seed} {kind}")
+
     def of_processes(
         self, hurt: Callable[[Try, random.Random], None], where: str = "", compute: str = "local"
     ) -> Iterator[Found]:
+        kind = getattr(hurt, "func", hurt).__name__
+        chance = self.chance(kind)
         for k in range(self.tries):
-            name = f"{getattr(hurt, 'func', hurt).__name__}-{k}"
-            poison = self.chance.choice(self.images) if hurt is local.crash_natively else ""
+            name = f"{kind}-{k}"
+            poison = chance.choice(self.images) if hurt is local.crash_natively else ""
             work = Try.new(self.root / name, self.photos, f"{where}/{name}" if where else "", poison, compute)
-            hurt(work, self.chance)
+            hurt(work, chance)
             keep = pa.array([image != poison for image in self.images])
             wanted = [rows.filter(keep) if poison else rows for rows in self.wanted]
             again = sum(times - 1 for times in work.measured().values())
@@ -92,17 +98,18 @@ class Trials:
             yield from self.of_processes(partial(elsewhere.lose_node, cluster=cluster), compute=cluster.address)
 
     def of_the_endpoint(self) -> Iterator[Found]:
+        chance = self.chance("hang")
         for k in range(self.tries):
-            lost, doubled, twice = elsewhere.hang(self.root / f"hang-{k}", self.chance)
+            lost, doubled, twice = elsewhere.hang(self.root / f"hang-{k}", chance)
             yield Found(lost, doubled, 0, 0, twice)
 
     def of_dagster(self) -> Iterator[Found]:
         graph = elsewhere.Graph(self.root / "graph")
         _, took = graph.run(self.root / "graph" / "calm")
-        wanted = graph.tables(self.root / "graph" / "calm")
+        wanted, chance = graph.tables(self.root / "graph" / "calm"), self.chance("run")
         for k in range(self.tries):
             home = self.root / "graph" / f"{k}"
-            ended, _ = graph.run(home, self.chance.uniform(0, took))
+            ended, _ = graph.run(home, chance.uniform(0, took))
             if not ended:
                 graph.run(home)
             yield Found(*differences(graph.tables(home), wanted), graph.repeated(home))

@@ -33,14 +33,15 @@ END_SECONDS = 240
 _ZEROS = ("shadows", "highlights", "sharpness", "thumbnail_sharpness", "entropy", "colourfulness")
 _ZEROS += ("dark_share", "bright_share", "aspect_ratio")
 _FORKS = get_context("forkserver")  # a process whose imports are done, for every run
-_FORKS.set_forkserver_preload(["work"])
+# What LanceDB imports at length, but not itself: it has threads, which do not survive a fork.
+_FORKS.set_forkserver_preload(["work", "lance_namespace", "pyarrow.dataset"])
 
 
 class Forked:
     """A process that is forked instead of started anew, with the calls of `subprocess.Popen` that are used here."""
 
-    def __init__(self, folder: Path) -> None:
-        self._process = _FORKS.Process(target=_forked, args=(folder,))
+    def __init__(self, folder: Path, environment: dict[str, str]) -> None:
+        self._process = _FORKS.Process(target=_forked, args=(folder, environment))
         self._process.start()
         assert self._process.pid is not None
         self.pid = self._process.pid
@@ -96,8 +97,8 @@ class Try:
 
     def start(self, **environment: str) -> Process:
         """The work in a process, the first of a group of its own."""
-        if not environment:
-            return Forked(self.folder)
+        if "LD_PRELOAD" not in environment:  # which is read when a process starts
+            return Forked(self.folder, environment)
         with (self.folder / "log").open("ab") as log:
             command = [sys.executable, __file__, str(self.folder)]
             return subprocess.Popen(
@@ -115,8 +116,10 @@ class Try:
 
     def wait(self, process: Process, photos: int) -> None:
         """Until so many photos are measured, or the process has ended."""
-        end = time.monotonic() + END_SECONDS
-        while process.poll() is None and self.measured().total() <= photos and time.monotonic() < end:
+        end, notes = time.monotonic() + END_SECONDS, self.folder / "notes"
+        while process.poll() is None and time.monotonic() < end:
+            if BATCH * sum(1 for _ in notes.glob("*.done")) > photos:
+                return
             time.sleep(0.005)
 
     def measured(self) -> Counter[str]:
@@ -195,8 +198,9 @@ def do(folder: Path) -> None:
     (folder / "failed.json").write_text(json.dumps([r["image_id"] for t in given.failed for r in t.to_pylist()]))
 
 
-def _forked(folder: Path) -> None:
+def _forked(folder: Path, environment: dict[str, str]) -> None:
     os.setsid()
+    os.environ.update(environment)
     with (folder / "log").open("ab") as log:
         for descriptor in (1, 2):
             os.dup2(log.fileno(), descriptor)

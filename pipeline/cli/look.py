@@ -13,6 +13,7 @@ import typer
 
 from pipeline.cli import show
 from pipeline.errors import ConfigError
+from pipeline.files import writing
 
 PROJECT = typer.Argument(metavar="PROJECT", help="A folder name under projects/, or the path of a project.yaml.")
 
@@ -39,7 +40,8 @@ def look(
     with out as file:
         for seen in chain.run(files):
             failed += bool(seen.error)
-            _write(file, seen, chain.ontology.names, vectors)
+            with writing(output) if output is not None else nullcontext():
+                _write(file, seen, chain.ontology.names, vectors)
     if output is not None:
         show.hint(f"{len(files)} photos, {failed} with errors: {output}")
 

@@ -11,7 +11,8 @@ from typing import Any
 
 import pyarrow as pa
 
-from pipeline.errors import ConfigError, StoreError, suggest
+from pipeline.errors import ConfigError, suggest
+from pipeline.files import replaced, writing
 
 FORMATS = ("table", "csv", "json", "parquet")
 _MOST_ROWS = 200
@@ -43,16 +44,16 @@ def write(answer: pa.Table, form: str, output: Path | None) -> None:
         _show(answer)
         return
     data = _encoded(answer, form)
-    try:
-        if output is None:
+    if output is None:
+        with writing("standard output"):
             sys.stdout.buffer.write(data)
             sys.stdout.buffer.flush()
-        else:
+    elif output.exists() and not output.is_file():  # a pipe, a device
+        with writing(output):
             output.write_bytes(data)
-    except BrokenPipeError:
-        raise
-    except OSError as error:
-        raise StoreError(f"cannot write {output}: {error}", "choose another place") from error
+    else:
+        with replaced(output.resolve()) as made:
+            made.write_bytes(data)
 
 
 def _encoded(answer: pa.Table, form: str) -> bytes:

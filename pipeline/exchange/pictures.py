@@ -10,7 +10,7 @@ from typing import Any
 import pyarrow as pa
 from PIL import Image
 
-from pipeline.errors import StoreError
+from pipeline.errors import ComputeError, StoreError
 from pipeline.exchange.tasks import Loss, Task
 from pipeline.images import Pixels, Reader, UnusableImage
 
@@ -37,9 +37,12 @@ class Pictures:
         """The task's image as a JPEG.
 
         Raises:
-            UnusableImage: its file has gone, changed or is damaged.
+            UnusableImage: its file has gone, changed or is damaged, or its batch is not on this machine.
         """
-        return jpeg(self._reader.read(dict(self._rows[task.image_id, task.batch])))
+        try:
+            return jpeg(self._reader.read(dict(self._rows[task.image_id, task.batch])))
+        except ComputeError as error:  # a removed batch has labels all the same
+            raise UnusableImage("not_here", error.what, error.remedy) from error
 
     def write(self, task: Task, folder: Path) -> list[Loss]:
         """Write a task's picture if it is not there yet. One that cannot be read is a loss, not a failure.

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import tempfile
-import uuid
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -14,6 +13,7 @@ from typing import Any
 
 from pipeline import weights
 from pipeline.errors import WeightsError, suggest
+from pipeline.files import replaced
 
 KIND = "open_clip"
 HEADER = "model"  # key of the description in a checkpoint's metadata
@@ -211,13 +211,9 @@ def save(path: Path, network: Any, what: Design) -> None:
     """Write safetensors with the design in the header, atomically."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
     state = {name: value.detach().cpu().contiguous().clone() for name, value in network.state_dict().items()}
-    try:
-        save_file(state, temporary, metadata={HEADER: what.to_json()})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replaced(path) as made:
+        save_file(state, made, metadata={HEADER: what.to_json()})
 
 
 def read_state(path: Path) -> dict[str, Any]:

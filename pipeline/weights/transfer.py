@@ -76,7 +76,7 @@ def local_file(uri: str) -> Path:
     Raises:
         WeightsError: nothing is there.
     """
-    from pipeline.images import local_path
+    from pipeline.presence import local_path
 
     path = local_path(uri)
     if not path.is_file():
@@ -299,4 +299,6 @@ def _copy(source: Path, part: Path, tell: Progress) -> None:
                 done += len(piece)
                 tell(done, total)
     except OSError as error:
-        raise WeightsError(f"cannot copy {source}: {error}", "check that it may be read, and the disk") from error
+        raise WeightsError(
+            f"cannot copy {source} to {part}: {error}", "check that it may be read, and the disk"
+        ) from error

@@ -9,12 +9,14 @@ import sys
 import time
 from collections import Counter
 from datetime import UTC, datetime
+from multiprocessing import get_context
 from pathlib import Path
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 import pytest
+import sqlalchemy
 
 from assets import launch
 from assets.curation import encoder_of
@@ -255,6 +257,31 @@ def test_killed_at_random_moments_it_ends_with_the_same_tables(finished: World, 
 
 def files_of(store: Path) -> list[Path]:
     return list(store.rglob("data.parquet"))
+
+
+def _killed_at(statement: str) -> None:
+    """Open an instance in a process that dies as its database is made."""
+
+    @sqlalchemy.event.listens_for(sqlalchemy.engine.Engine, "before_cursor_execute")
+    def kill(_: object, __: object, said: str, *more: object) -> None:
+        if statement in said:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    with launch.instance():
+        pass
+
+
+def test_killed_as_dagsters_database_is_made_the_next_run_has_a_whole_one(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    World(tmp_path).enter(monkeypatch)
+    process = get_context("spawn").Process(target=_killed_at, args=("CREATE TABLE dynamic_partitions",))
+    process.start()
+    process.join()
+    assert process.exitcode == -signal.SIGKILL
+    with launch.instance() as opened:
+        opened.add_dynamic_partitions("batches", ["a"])
+        assert opened.get_dynamic_partitions("batches") == ["a"]
 
 
 def test_the_graph_is_in_order(world: World) -> None:

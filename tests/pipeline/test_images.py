@@ -280,7 +280,7 @@ def row(
     path: Path | str, window: tuple[int, int, int, int] = (0, 0, 64, 48), photo: tuple[int, int] = (64, 48)
 ) -> dict:
     keys = ("tile_x", "tile_y", "width", "height", "photo_width", "photo_height")
-    return {"uri": str(path), **dict(zip(keys, (*window, *photo), strict=True))}
+    return {"uri": str(path), "file_name": Path(path).name, **dict(zip(keys, (*window, *photo), strict=True))}
 
 
 def test_reader_cuts_tiles_and_decodes_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -288,7 +288,7 @@ def test_reader_cuts_tiles_and_decodes_once(tmp_path: Path, monkeypatch: pytest.
     path.write_bytes(encoded(Image.fromarray(RAMP), "PNG"))
     reader, opened = Reader(), []
     real = reader.read_bytes
-    monkeypatch.setattr(reader, "read_bytes", lambda uri: opened.append(uri) or real(uri))
+    monkeypatch.setattr(reader, "read_bytes", lambda *file: opened.append(file) or real(*file))
     for x, y in ((0, 0), (32, 0), (32, 24)):
         assert np.array_equal(reader.read(row(path, (x, y, 32, 24))), RAMP[y : y + 24, x : x + 32])
     assert len(opened) == 1
@@ -305,6 +305,7 @@ def test_reader_keeps_only_as_many_photos_as_told(tmp_path: Path) -> None:
 
 def test_reader_says_when_a_file_changed_or_went(tmp_path: Path) -> None:
     path = tmp_path / "a.png"
+    (tmp_path / "b.png").write_bytes(b"another")
     with pytest.raises(UnusableImage) as error:
         Reader().read(row(path))
     assert error.value.reason == "unreadable"
@@ -340,7 +341,7 @@ def test_photos_are_shrunk_as_far_as_the_edge_allows(width: int, height: int, le
 def test_tiles_are_shrunk_from_the_whole_photo(tmp_path: Path) -> None:
     pixels = np.random.default_rng(0).integers(0, 256, (64, 96, 3), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    row = {"uri": str(tmp_path / "a.png"), "photo_width": 96, "photo_height": 64}
+    row = {"uri": str(tmp_path / "a.png"), "file_name": "a.png", "photo_width": 96, "photo_height": 64}
     tile = row | {"tile_x": 31, "tile_y": 7, "width": 40, "height": 50}
     assert np.array_equal(Reader().read(tile, 2), np.asarray(Image.fromarray(pixels[7:57, 31:71]).reduce(2)))
     with pytest.raises(UnusableImage, match="not the file"):

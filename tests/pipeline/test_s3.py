@@ -208,7 +208,7 @@ def test_one_flat_listing_says_what_a_listing_a_batch_says(server: Weed) -> None
     source.fingerprints()
     assert len(asked) - flat == 2  # pages of a thousand, whatever the number of batches
     file = source.files("big")[7]
-    assert image_id(Reader().read_bytes(file.uri)) == image_id(b"big/0007.jpg")
+    assert image_id(Reader().read_bytes(file.uri, file.name)) == image_id(b"big/0007.jpg")
 
 
 def test_a_store_that_remembers_lists_each_table_once(store: Store) -> None:
@@ -272,5 +272,5 @@ def test_a_server_that_hangs_is_an_error_and_not_for_ever(monkeypatch: pytest.Mo
         with pytest.raises(StoreUnavailable, match="cannot write"):
             S3Files().put("tables/x", b"1")
         with pytest.raises(StoreUnavailable, match="cannot read s3://tables/x"):  # and no image is left out for it
-            Reader().read_bytes("s3://tables/x.jpg")
+            Reader().read_bytes("s3://tables/x.jpg", "x.jpg")
         assert time.monotonic() - start < 30

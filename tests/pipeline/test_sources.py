@@ -8,9 +8,10 @@ from typing import Any
 
 import boto3
 import pytest
+from botocore.exceptions import EndpointConnectionError
 from moto.server import ThreadedMotoServer
 
-from pipeline.errors import DataError
+from pipeline.errors import DataError, StoreUnavailable
 from pipeline.images import Reader, UnusableImage
 from pipeline.sources import DEFAULT_BATCH, FolderSource, S3Source, SourceFile, open_source
 
@@ -143,8 +144,36 @@ def test_unknown_scheme_and_bucket(s3: Any) -> None:
         open_source("ftp://host/x")
     with pytest.raises(DataError, match="no bucket"):
         open_source("s3://", s3)
-    with pytest.raises(DataError, match="cannot list s3://absent"):
+    with pytest.raises(StoreUnavailable, match="cannot list s3://absent"):
         open_source("s3://absent/x", s3).batches()
+
+
+def test_a_listing_that_gets_no_answer_is_asked_for_again_and_is_no_batchs_fault(
+    bucket: str, s3: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    class Restarts:
+        """A client whose server does not answer at first."""
+
+        def __init__(self, silent: int) -> None:
+            self.silent = silent
+
+        def list_objects_v2(self, **wanted: Any) -> Any:
+            asked.append(wanted["Prefix"])
+            if len(asked) <= self.silent:
+                raise EndpointConnectionError(endpoint_url="http://127.0.0.1")
+            return s3.list_objects_v2(**wanted, MaxKeys=2)
+
+    monkeypatch.setattr("pipeline.s3._LONGEST_PAUSE", 0.01)
+    uri = f"s3://{bucket}/photos/2026"
+    assert [f.name for f in open_source(uri, Restarts(2)).files("north")] == sorted(EXPECTED["north"])
+    assert len(asked) > 4, "of several pages"
+    monkeypatch.setattr("pipeline.s3.PATIENCE", 0.05)
+    for ask in (lambda source: source.batches(), lambda source: source.files("north")):
+        with pytest.raises(StoreUnavailable, match=f"cannot list {uri}") as error:
+            ask(open_source(uri, Restarts(10**6)))
+        assert error.value.widespread
 
 
 def test_batch_that_is_gone(folder: Path, bucket: str, s3: Any) -> None:
@@ -221,7 +250,7 @@ def test_names_that_are_not_unicode(folder: Path) -> None:
     assert "caf\\xe9 \\xff.jpg" in files
     found = files["caf\\xe9 \\xff.jpg"]
     found.uri.encode("utf-8")  # tables can hold it
-    assert source.read(found) == b"odd" == Reader().read_bytes(found.uri)
+    assert source.read(found) == b"odd" == Reader().read_bytes(found.uri, found.name)
     assert "r\\xe9gion" in source.batches()
     assert [source.read(f) for f in source.files("r\\xe9gion")] == [b"one"]
 
@@ -230,7 +259,7 @@ def test_reader_opens_every_uri(folder: Path) -> None:
     source = FolderSource(str(folder))
     for batch in source.batches():
         for file in source.files(batch):
-            assert Reader().read_bytes(file.uri) == source.read(file)
+            assert Reader().read_bytes(file.uri, file.name) == source.read(file)
 
 
 def test_fingerprints_of_all_batches_are_those_of_each_and_list_the_root_once(

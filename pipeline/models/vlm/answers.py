@@ -20,6 +20,7 @@ import pyarrow.fs as fs
 
 from pipeline import lines
 from pipeline.errors import StoreError
+from pipeline.files import writing
 from pipeline.ids import fingerprint
 from pipeline.models.vlm.budget import Tokens
 from pipeline.models.vlm.questions import Reply
@@ -41,8 +42,10 @@ def alone(store: Store) -> Iterator[None]:
     import fcntl
 
     folder = Path(_folder(store))
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / "lock", "w") as file:
+    with writing(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / "lock").touch()
+    with open(folder / "lock", "r+") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:

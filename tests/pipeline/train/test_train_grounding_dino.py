@@ -123,6 +123,7 @@ def learner(prompts: dict[str, tuple[str, ...]], folder: Path) -> DinoLearner:
     Image.fromarray(np.zeros((64, 64, 3), np.uint8)).save(image)
     row = {
         "uri": str(image),
+        "file_name": image.name,
         "tile_x": 0,
         "tile_y": 0,
         "width": 64,

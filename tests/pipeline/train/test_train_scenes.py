@@ -177,6 +177,7 @@ def test_a_crop_depends_on_seed_and_number_alone(painted: tuple[Path, np.ndarray
 
 
 def test_a_missing_photo_is_found_before_training(painted: tuple[Path, np.ndarray], tmp_path: Path) -> None:
+    (tmp_path / "there.png").touch()
     images, annotations = tiled(tmp_path / "gone.png", np.array([[1.0, 1, 9, 9]]), (100, 100), size=100, step=100)
     crops = Crops(make_scenes(images, annotations, ["Tree"]), (50, 100), 64, 0.25, True, 0)
     assert isinstance(crops.unreadable(), UnusableImage)
