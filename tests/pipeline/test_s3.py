@@ -19,7 +19,7 @@ from pipeline import doctor, s3
 from pipeline.errors import StoreError, StoreUnavailable
 from pipeline.files import LocalFiles, S3Files, Superseded
 from pipeline.ids import image_id
-from pipeline.images import Reader
+from pipeline.images import Reader, UnusableImage
 from pipeline.sources import open_source
 from pipeline.store import Store
 from pipeline.vectors import Vectors
@@ -223,6 +223,22 @@ def test_a_store_that_remembers_lists_each_table_once(store: Store) -> None:
     assert told.receipt("quality", "none") is None and not asked
     store.write("quality", quality_rows(["new"], "b7"), "b7", fingerprint="new")
     assert store.remembering().receipt("quality", "b7").fingerprint == "new"
+
+
+def test_a_photo_that_is_gone_is_told_from_a_bucket_that_is_gone_and_from_wrong_keys(
+    server: Weed, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("a", "b"):
+        s3.client().put_object(Bucket="tables", Key=f"seen/{name}.jpg", Body=b"photo")
+    with pytest.raises(UnusableImage, match="seen/gone"):
+        Reader().read_bytes("s3://tables/seen/gone.jpg", "gone.jpg")
+    with pytest.raises(StoreUnavailable, match="NoSuchBucket"):
+        Reader().read_bytes("s3://absent/seen/a.jpg", "a.jpg")
+    monkeypatch.setenv("AWS_SECRET_ACCESS_KEY", "wrong")
+    with pytest.raises(StoreUnavailable, match="SignatureDoesNotMatch"):
+        Reader().read_bytes("s3://tables/seen/a.jpg", "a.jpg")
+    with pytest.raises(StoreUnavailable, match="cannot read"):
+        Store("s3://tables/x").read("splits")
 
 
 # -- a server that goes away ----------------------------------------------------------------------
