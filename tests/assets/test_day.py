@@ -15,7 +15,10 @@ from assets.resources import resources
 from pipeline.store import Store
 from tests.assets.conftest import World, add_batch
 
-SELECT, HOURS, CRASHES = "images,detections", 24, (5, 17)
+HOURLY, HOURS, CRASHES = "images,detections", 24, (5, 17)
+# Twice a day, all that labels are made of. Hour by hour that would be the same, at ten times the seconds.
+LABELLED_AT = (11, 23)
+LABELS = "collection,quality,embeddings,splits,labelling"
 # Kills the process it works in, once, where a file beside it says so.
 LABELLER = """
 import os, signal
@@ -34,9 +37,9 @@ class Squares:
 """
 
 
-def run(batches: list[str] | None) -> None:
+def run(batches: list[str] | None, select: str = HOURLY) -> None:
     """What the daemon starts, in a process of its own where it is to crash."""
-    outcome = launch.run("squares", batches=batches, select=SELECT)
+    outcome = launch.run("squares", batches=batches, select=select)
     assert outcome.success, outcome.failure
 
 
@@ -57,7 +60,7 @@ def test_of_24_batches_in_a_day_with_two_crashes_every_one_is_labelled_once(
         _, cursor = asked_for(definitions, instance, None)
     for hour in range(HOURS):
         batch = f"2026-11-26-{hour:02d}"
-        add_batch(world.source, batch, 2, seed=100 * hour)
+        add_batch(world.source, batch, 2, seed=100 * hour, labelled=not hour)
         with launch.instance() as instance:
             asked, cursor = tick(world, definitions, instance, cursor)
         assert asked == [batch], "the conditions ask for the new batch, once"
@@ -76,11 +79,15 @@ def test_of_24_batches_in_a_day_with_two_crashes_every_one_is_labelled_once(
             assert dg.AssetKey(["squares", "detections"]) in request.asset_selection
             run(None)
             behind = False
+        if hour in LABELLED_AT:
+            run(None, LABELS)
     made = Counter((row["asset"], row["batch"]) for row in store.read_ledger().to_pylist())
     batches = [f"2026-11-26-{hour:02d}" for hour in range(HOURS)]
-    assert made == {(asset, batch): 1 for asset in SELECT.split(",") for batch in batches}
-    found = Counter(zip(*(store.read("detections").column(n).to_pylist() for n in ("batch", "image_id")), strict=True))
-    assert Counter(batch for batch, _ in found) == dict.fromkeys(batches, 2) and set(found.values()) == {1}
+    once = ("images", "detections", "masks", "labels")
+    assert {key: times for key, times in made.items() if key[0] in once} == {(a, b): 1 for a in once for b in batches}
+    for table in ("detections", "labels"):
+        found = Counter(zip(*(store.read(table).column(n).to_pylist() for n in ("batch", "image_id")), strict=True))
+        assert Counter(batch for batch, _ in found) == dict.fromkeys(batches, 2) and set(found.values()) == {1}
 
 
 def tick(
