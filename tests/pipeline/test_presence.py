@@ -24,10 +24,11 @@ from pipeline.segment import SegmentWorker, with_boxes
 from pipeline.store import Store
 from tests.pipeline.photo_rows import save, speckled, tiny_config
 
+LABELLING = {"labellers": [{"name": "own", "kind": "profile"}]}
 WORKERS: dict[str, Callable[[Path], Any]] = {
     "quality": lambda folder: QualityWorker(),
     "embeddings": lambda folder: EncodeWorker(tiny_config()),
-    "detections": lambda folder: DetectWorker(tiny_config(), str(folder)),
+    "detections": lambda folder: DetectWorker(tiny_config(labelling=LABELLING), str(folder)),
     "masks": lambda folder: SegmentWorker(tiny_config()),
 }
 
