@@ -13,7 +13,6 @@ import typer
 
 from pipeline.cli import show
 from pipeline.errors import ConfigError
-from pipeline.files import writing
 
 PROJECT = typer.Argument(metavar="PROJECT", help="A folder name under projects/, or the path of a project.yaml.")
 
@@ -29,6 +28,7 @@ def look(
     from pipeline.chain import Chain
     from pipeline.chain import photos as files_of
     from pipeline.config import find_project
+    from pipeline.files import writing
 
     files = files_of(photos)
     chain = Chain.of(find_project(project), labeller)

@@ -103,7 +103,7 @@ def test_local_processes_predict_what_inline_does(model: dict[str, Any], images:
 def test_no_images_and_unreadable_images_give_no_rows(model: dict[str, Any], images: pa.Table) -> None:
     worker = PredictWorker(**worker_options(model))
     assert said(worker, images.slice(0, 0)).equals(schema.table("predictions").empty())
-    gone = image_rows({Path("/nowhere/x.png"): (90, 80)})
+    gone = image_rows({Path(images["uri"][0].as_py()).with_name("gone.png"): (90, 80)})
     both = looked.apart(worker(pa.concat_tables([gone, images.slice(0, 1)])), "predictions")
     assert [set(table["image_id"].to_pylist()) for table in both] == [{"0"}] * 2
     assert worker(gone).num_rows == 0
