@@ -540,6 +540,6 @@ def test_of_ranked_classes_the_first_is_shown() -> None:
         scores=[0.5, 0.4],
         rank=[1, 2],
     )
-    tables = SimpleNamespace(read=lambda name: ranked if name == "predictions" else schema.table(name).empty())
+    tables = SimpleNamespace(about=lambda name, _: ranked if name == "predictions" else schema.table(name).empty())
     (shot,) = sections._compared(tables, "m", ["a"])  # type: ignore[arg-type]
     assert shot.caption == "0 by people, 1 by the model"
