@@ -72,17 +72,17 @@ def _known_keys(location: tuple[str | int, ...], root: type[BaseModel]) -> list[
     for part in location:
         fields = getattr(node, "model_fields", {})
         if part in fields:
-            node = _section_of(fields[str(part)].annotation)
+            node = section_of(fields[str(part)].annotation)
         # a list index or a class name stays inside the section already found
     return list(getattr(node, "model_fields", {}))
 
 
-def _section_of(annotation: Any) -> Any:
+def section_of(annotation: Any) -> Any:
     """The Section inside an annotation such as `list[Section]` or `dict[str, Section]`."""
     if isinstance(annotation, type) and issubclass(annotation, Section):
         return annotation
     for argument in getattr(annotation, "__args__", ()):
-        found = _section_of(argument)
+        found = section_of(argument)
         if found is not None:
             return found
     return None

@@ -7,6 +7,7 @@ import pytest
 from pydantic import BaseModel
 
 from pipeline import config
+from pipeline.config import data, section
 from pipeline.errors import ConfigError
 
 LEAST: dict[str, Any] = {"name": "birds", "classes": {"bird": {}}, "source": {"uri": "photos"}}
@@ -74,7 +75,7 @@ def test_missing_keys_are_named() -> None:
 def _sections(model: type[BaseModel]) -> set[type[BaseModel]]:
     found = {model}
     for field in model.model_fields.values():
-        inner = config._section_of(field.annotation)
+        inner = section.section_of(field.annotation)
         if inner is not None and inner not in found:
             found |= _sections(inner)
     return found
@@ -82,7 +83,7 @@ def _sections(model: type[BaseModel]) -> set[type[BaseModel]]:
 
 def test_every_section_refuses_unknown_keys_and_names_its_own() -> None:
     sections = _sections(config.ProjectConfig)
-    assert config.SplitRule in sections and config.QualityConfig in sections and config.ClassConfig in sections
+    assert data.SplitRule in sections and data.QualityConfig in sections and data.ClassConfig in sections
     assert all(s.model_config["extra"] == "forbid" and s.model_config["frozen"] for s in sections)
 
 

@@ -26,7 +26,7 @@ def job(folder: Path, **settings: Any) -> fcos.Job:
     path = folder / "p.png"
     pixels = np.random.default_rng(0).integers(0, 255, (128, 128, 3)).astype(np.uint8)
     Image.fromarray(pixels).save(path)
-    row: dict[str, Any] = {"uri": str(path), "tile_x": 0, "tile_y": 0}
+    row: dict[str, Any] = {"uri": str(path), "file_name": path.name, "tile_x": 0, "tile_y": 0}
     row |= {"width": 128, "height": 128, "photo_width": 128, "photo_height": 128}
     scene = Scene((row,), np.array([[20.0, 20, 50, 60], [70, 70, 110, 100]]), np.zeros(2, int), np.zeros(2, bool))
     given = {"batch_size": 2, "crop": (60, 120), "input_size": 64} | settings

@@ -15,6 +15,7 @@ from pipeline.compute import Compute
 from pipeline.config import ProjectConfig, parse_config
 from pipeline.dataset import snapshot
 from pipeline.errors import ConfigError
+from pipeline.looked import apart
 from pipeline.models import clip_net
 from pipeline.models.profiles import build_encoder
 from pipeline.predict import worker
@@ -103,7 +104,9 @@ def test_what_was_tuned_takes_the_encoders_place(world: dict[str, Any], how: str
     assert np.abs(tuned.encode_images(seen) - before.encode_images(seen)).max() > 1e-5
     # Its predictions are what the adapter says, and half of the test images are right by chance.
     make, options = worker(row)
-    rows = schema.best_classes(make(**options)(image_rows(world["paths"][24:], 96))).to_pylist()
+    rows, looked_at = apart(make(**options)(image_rows(world["paths"][24:], 96)), "predictions")
+    rows = schema.best_classes(rows).to_pylist()
+    assert looked_at.num_rows == 24
     assert {r["producer"] for r in rows} == {row["model"]} and len(rows) == 24
     right = np.mean([r["class_name"] in r["image_id"] for r in rows])
     points = {p["x"]: p for p in result.curves.to_pylist()}

@@ -31,7 +31,7 @@ def painted_scene(folder: Path) -> Scene:
             pixels[y : y + edge, x : x + edge] = (90, 200, 60)
     path = folder / "p.png"
     Image.fromarray(pixels).save(path)
-    row: dict[str, Any] = {"uri": str(path), "tile_x": 0, "tile_y": 0}
+    row: dict[str, Any] = {"uri": str(path), "file_name": path.name, "tile_x": 0, "tile_y": 0}
     row |= {"width": 256, "height": 256, "photo_width": 256, "photo_height": 256}
     return Scene((row,), np.array(boxes, float), np.zeros(len(boxes), int), np.zeros(len(boxes), bool))
 
@@ -98,7 +98,7 @@ def test_there_must_be_a_box_and_a_photo(tmp_path: Path) -> None:
     ignored = Scene(scene.rows, scene.boxes, scene.classes, np.ones(len(scene.boxes), bool))
     with pytest.raises(DataError, match="no box"):
         fcos.fit(fcos.Job((ignored,), job.classes, job.config, 0.25, None), Memory())
-    (tmp_path / "p.png").unlink()
+    (tmp_path / "p.png").rename(tmp_path / "q.png")  # another photo is still there: the folder is mounted
     with pytest.raises(UnusableImage):
         fcos.fit(job, Memory())
 

@@ -15,6 +15,7 @@ from pipeline.compute import Compute
 from pipeline.config import ProjectConfig, parse_config
 from pipeline.dataset import snapshot
 from pipeline.errors import ConfigError
+from pipeline.looked import apart
 from pipeline.models import grounding_dino_net
 from pipeline.models.captions import WordPieces
 from pipeline.models.profiles import build_labeller
@@ -103,7 +104,7 @@ def test_what_was_tuned_takes_the_detectors_place(world: dict[str, Any], how: st
     own = config(world, row["path"])
     detector = build_labeller(own.labelling.labellers[0], ".", own)
     make, options = worker(row)
-    rows = make(**options)(image_rows(world["paths"], EDGE))
+    rows, _ = apart(make(**options)(image_rows(world["paths"], EDGE)), "predictions")
     assert set(rows["producer"].to_pylist()) == {row["model"]} and set(rows["class_name"].to_pylist()) <= {
         "red",
         "blue",
