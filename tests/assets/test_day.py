@@ -18,7 +18,7 @@ from tests.assets.conftest import World, add_batch
 HOURLY, HOURS, CRASHES = "images,detections", 24, (5, 17)
 # Twice a day, all that labels are made of. Hour by hour that would be the same, at ten times the seconds.
 LABELLED_AT = (11, 23)
-LABELS = "collection,quality,embeddings,splits,labelling"
+LABELS = "collection,quality,embeddings,duplicates,splits,labelling"
 # Kills the process it works in, once, where a file beside it says so.
 LABELLER = """
 import os, signal
