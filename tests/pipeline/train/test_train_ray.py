@@ -33,6 +33,14 @@ clips = clip.world
 pytestmark = [pytest.mark.ray, pytest.mark.slow, pytest.mark.timeout(600)]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def own_ray() -> None:
+    """Workers have the variables that were set when Ray was started: here, not those of an earlier test."""
+    import ray
+
+    ray.shutdown()
+
+
 def difference(a: dict[str, Any], b: Fitted) -> float:
     assert a.keys() == b.state.keys()
     return max(float((a[k].double() - b.state[k].double()).abs().max()) for k in b.state)
@@ -52,7 +60,7 @@ def test_one_worker_trains_the_same_weights(tmp_path: Path) -> None:
 
 def test_what_is_wrong_with_a_photo_is_told_as_it_is(tmp_path: Path) -> None:
     mine = job(tmp_path, steps=5, max_failures=0)
-    (tmp_path / "p.png").unlink()
+    (tmp_path / "p.png").rename(tmp_path / "q.png")  # another photo is still there: the folder is mounted
     with pytest.raises(UnusableImage, match=r"p\.png"):
         on_ray(mine, tmp_path)
 
