@@ -289,7 +289,7 @@ def predicted(work: Work, model: dict[str, Any], images: pa.Table) -> Said:
     mine = pc.and_(pc.equal(counts["producer"], model["model"]), pc.equal(counts["checkpoint"], model["sha256"]))
     there = pc.is_in(counts["image_id"], images["image_id"].combine_chunks())
     counts = looked.standing(counts.filter(pc.and_(mine, there)), said)
-    said, seen = looked.rows_of(said, counts), counts.select(["image_id", "batch", "producer"])
+    said, seen = looked.rows_of(said, counts), counts.select(looked.KEYS)
     if (new := without(images, counts)).num_rows:
         worker, options = predict.worker(model, work.config.source.max_pixels, work.store.uri)
         more, marks = looked.apart(work.map("predictions", worker, options, new, model["model"]), "predictions")

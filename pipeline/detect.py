@@ -32,13 +32,11 @@ from pipeline.store import Staging
 _TOUCHES = 1.0  # pixels from an edge
 _KEYS = ["image_id", "batch", "width", "height", "tile_x", "tile_y", "photo_width", "photo_height"]
 _ASKED = "asked"  # per image and labeller: which of its captions to ask, none of a plain one; null: it is not asked
-_LOOKED = "looked"
-_LOOK_KEYS = ["image_id", "batch", "producer"]
 _TOOK = "took"
 _MARKS = {"detections": "annotation_id", "proposals": "caption", "unanswered": "reason"}  # what only they have
 _MIXED = pa.schema(
     {field.name: field.type for name in _MARKS for field in schema.table(name).schema}
-    | {_LOOKED: pa.bool_(), _TOOK: pa.float64()}
+    | {looked.MARK: pa.bool_(), _TOOK: pa.float64()}
 )
 _Part = tuple[dict[str, Any], str, Detections]
 _Read = tuple[dict[str, Any], Pixels]
@@ -111,8 +109,7 @@ def _detected(labeller: Detector, read: Sequence[_Read]) -> list[pa.Table]:
     found = labeller.detect([image for _, image in read]) if read else []
     said = detection_rows([(row, labeller.producer, one) for (row, _), one in zip(read, found, strict=True)])
     names = {name: pa.array([row[name] for row, _ in read], pa.string()) for name in ("image_id", "batch")}
-    producer = pa.array([labeller.producer] * len(read), pa.string())
-    return [said, pa.table({**names, "producer": producer, _LOOKED: pa.array([True] * len(read), pa.bool_())})]
+    return [said, looked.marks(pa.table(names), labeller.producer)]
 
 
 def _proposed(labeller: Prompted, read: Sequence[_Read], number: int) -> list[pa.Table]:
@@ -246,8 +243,8 @@ def _seen(images: pa.Table, known: Found, producers: Sequence[str]) -> pa.Table:
 
 def _counts(found: pa.Table, seen: pa.Table, said: pa.Table, images: pa.Table, producers: Sequence[str]) -> pa.Table:
     """Rows of `detection_counts`: of the images that plain labellers had seen before or have seen now."""
-    now = said.filter(pc.is_valid(said[_LOOKED])).select(_LOOK_KEYS)
-    pairs = pa.concat_tables([seen.select(_LOOK_KEYS), now.cast(seen.select(_LOOK_KEYS).schema)])
+    now = said.filter(pc.is_valid(said[looked.MARK])).select(looked.KEYS)
+    pairs = pa.concat_tables([seen.select(looked.KEYS), now.cast(seen.select(looked.KEYS).schema)])
     return schema.table("detection_counts").conform(looked.counted(_in_order(pairs, images, producers), found))
 
 

@@ -12,22 +12,27 @@ import pyarrow.compute as pc
 
 from pipeline import schema
 
-_MARK = "looked"
+MARK = "looked"
+KEYS = ["image_id", "batch", "producer"]  # of a mark
 
 
 def marked(rows: pa.Table, images: pa.Table, producer: str) -> pa.Table:
     """`rows` with a mark for each of the `images` (image_id, batch) that `producer` has looked at; see `apart`."""
-    marks = images.select(["image_id", "batch"])
-    marks = marks.append_column("producer", pa.array([producer] * marks.num_rows, pa.string()))
-    marks = marks.append_column(_MARK, pa.array([True] * marks.num_rows, pa.bool_()))
-    return pa.concat_tables([_nullable(rows), _nullable(marks)], promote_options="default")
+    return pa.concat_tables([_nullable(rows), _nullable(marks(images, producer))], promote_options="default")
+
+
+def marks(images: pa.Table, producer: str) -> pa.Table:
+    """A mark for each of the `images` (image_id, batch)."""
+    rows = images.select(["image_id", "batch"])
+    rows = rows.append_column("producer", pa.array([producer] * rows.num_rows, pa.string()))
+    return rows.append_column(MARK, pa.array([True] * rows.num_rows, pa.bool_()))
 
 
 def apart(rows: pa.Table, table: str) -> tuple[pa.Table, pa.Table]:
     """The rows of `table` among those with marks, and the marks (image_id, batch, producer)."""
-    is_mark = pc.is_valid(rows[_MARK])
-    said = schema.table(table).conform(rows.filter(pc.invert(is_mark)).drop_columns(_MARK))
-    return said, rows.filter(is_mark).select(["image_id", "batch", "producer"])
+    is_mark = pc.is_valid(rows[MARK])
+    said = schema.table(table).conform(rows.filter(pc.invert(is_mark)).drop_columns(MARK))
+    return said, rows.filter(is_mark).select(KEYS)
 
 
 def counted(looked: pa.Table, rows: pa.Table) -> pa.Table:
